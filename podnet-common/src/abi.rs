@@ -1,0 +1,45 @@
+//! What the kernel programs and the agent agree on: names and sizes of maps, and their layout's version.
+//!
+//! All keys and values derive `zerocopy::IntoBytes`, which the compiler grants only to types without
+//! padding: a padding byte in a key would make look-ups miss silently.
+
+use core::mem::size_of;
+
+use crate::conntrack::{Flow, Tuple};
+use crate::service::{Backend, BackendId, Frontend, FrontendKey};
+use crate::socket::{Peer, PeerKey};
+
+/// Version of the layout of all maps. It names the directory they are pinned in, so that an agent only
+/// ever adopts maps that it can read. To be raised with any change of a type below.
+pub const LAYOUT: u32 = 1;
+
+/// `FrontendKey -> Frontend`, a hash.
+pub const FRONTENDS: &str = "FRONTENDS";
+/// `index -> BackendId`, an array.
+pub const SLOTS: &str = "SLOTS";
+/// `BackendId -> Backend`, an array.
+pub const BACKENDS: &str = "BACKENDS";
+/// `Tuple -> Flow`, an LRU hash: two entries a flow.
+pub const FLOWS: &str = "FLOWS";
+/// `PeerKey -> Peer`, an LRU hash.
+pub const PEERS: &str = "PEERS";
+/// `ServiceId -> ServiceName`, a hash that only user space reads and writes.
+pub const NAMES: &str = "NAMES";
+/// `Reason -> u64`, a per-CPU array of counters.
+pub const COUNTERS: &str = "COUNTERS";
+
+/// `.rodata` of the socket programs: the network namespace cookie they are limited to, 0 for all.
+pub const SOCKET_NETNS: &str = "SOCKET_NETNS";
+
+/// Room for `namespace/name:port` (253 + 1 + 63 + 1 + 63 characters by Kubernetes' rules for the two
+/// labels and the port; namespaces are labels too), padded with zeroes.
+pub type ServiceName = [u8; 192];
+
+const _: () = assert!(size_of::<Tuple>() == 40);
+const _: () = assert!(size_of::<Flow>() == 56);
+const _: () = assert!(size_of::<FrontendKey>() == 24);
+const _: () = assert!(size_of::<Frontend>() == 12);
+const _: () = assert!(size_of::<Backend>() == 32);
+const _: () = assert!(size_of::<BackendId>() == 4);
+const _: () = assert!(size_of::<PeerKey>() == 32);
+const _: () = assert!(size_of::<Peer>() == 32);

@@ -1,0 +1,334 @@
+//! Flows: what is remembered of a connection, and for how long.
+//!
+//! A flow is two entries of one table: `original tuple -> translated tuple`, and
+//! `reply of the translated tuple -> reply of the original tuple`. Each entry holds the whole tuple its
+//! packets get, so translating forward and then back is the identity by construction, whatever of source
+//! and destination is rewritten.
+
+use core::fmt;
+
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
+use crate::packet::TcpFlags;
+use crate::service::BackendRef;
+use crate::wire::{Addr, Be16, Endpoint, Protocol};
+
+/// Source, destination and protocol of a packet: the key of the flow table.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct Tuple {
+    source: Addr,
+    destination: Addr,
+    source_port: Be16,
+    destination_port: Be16,
+    protocol: Protocol,
+    zero: [u8; 3],
+}
+
+impl Tuple {
+    /// A tuple of its parts.
+    #[inline(always)]
+    pub const fn new(
+        source: Addr,
+        source_port: Be16,
+        destination: Addr,
+        destination_port: Be16,
+        protocol: Protocol,
+    ) -> Self {
+        Self { source, destination, source_port, destination_port, protocol, zero: [0; 3] }
+    }
+
+    /// A tuple of its two ends.
+    #[inline(always)]
+    pub const fn between(source: Endpoint, destination: Endpoint, protocol: Protocol) -> Self {
+        Self::new(source.addr, source.port, destination.addr, destination.port, protocol)
+    }
+
+    /// Where the packet comes from.
+    #[inline(always)]
+    pub const fn source(&self) -> Endpoint {
+        Endpoint { addr: self.source, port: self.source_port }
+    }
+
+    /// Where the packet goes.
+    #[inline(always)]
+    pub const fn destination(&self) -> Endpoint {
+        Endpoint { addr: self.destination, port: self.destination_port }
+    }
+
+    /// The transport protocol.
+    #[inline(always)]
+    pub const fn protocol(&self) -> Protocol {
+        self.protocol
+    }
+
+    /// The tuple of a packet in answer to this one.
+    #[inline(always)]
+    #[must_use]
+    pub const fn reply(&self) -> Self {
+        Self::between(self.destination(), self.source(), self.protocol)
+    }
+}
+
+impl fmt::Debug for Tuple {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "{:?} {:?}:{:?} -> {:?}:{:?}",
+            self.protocol, self.source, self.source_port, self.destination, self.destination_port
+        )
+    }
+}
+
+/// A moment of the kernel's monotonic clock, in units of 2^26 ns (67 ms): 32 bits last for nine years of
+/// uptime, and a shift makes it of nanoseconds.
+#[derive(
+    Clone,
+    Copy,
+    Debug,
+    Default,
+    PartialEq,
+    Eq,
+    PartialOrd,
+    Ord,
+    Hash,
+    FromBytes,
+    IntoBytes,
+    Immutable,
+    KnownLayout,
+)]
+#[repr(transparent)]
+pub struct Time(pub u32);
+
+impl Time {
+    /// The moment `nanoseconds` after boot.
+    #[inline(always)]
+    #[expect(clippy::cast_possible_truncation, reason = "nine years of uptime fit")]
+    pub const fn from_nanoseconds(nanoseconds: u64) -> Self {
+        Self((nanoseconds >> 26) as u32)
+    }
+
+    /// How many units `seconds` are.
+    #[expect(clippy::cast_possible_truncation, reason = "lifetimes are far below nine years")]
+    pub const fn seconds(seconds: u32) -> u32 {
+        ((seconds as u64 * 1_000_000_000) >> 26) as u32
+    }
+
+    /// How long ago `earlier` was, in units; 0 if another CPU has written a later moment.
+    #[inline(always)]
+    pub const fn since(self, earlier: Self) -> u32 {
+        self.0.saturating_sub(earlier.0)
+    }
+}
+
+/// Which of a flow's two directions an entry translates.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Direction {
+    /// From the client, to a Service address.
+    Forward,
+    /// From the backend.
+    Reply,
+}
+
+/// What a flow has been seen to do, and marks of its kind: one byte of bits.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(transparent)]
+pub struct State(u8);
+
+impl State {
+    const REPLIED: u8 = 0x01;
+    const CLIENT_FIN: u8 = 0x02;
+    const BACKEND_FIN: u8 = 0x04;
+    const RESET: u8 = 0x08;
+    /// The entry is the reply's.
+    const REPLY_ENTRY: u8 = 0x40;
+    /// Client and backend are the same pod: packets go back out of the interface they came in by.
+    const HAIRPIN: u8 = 0x80;
+    /// What both entries of a flow share.
+    const PROGRESS: u8 = Self::REPLIED | Self::CLIENT_FIN | Self::BACKEND_FIN | Self::RESET;
+
+    /// The state of a flow's forward entry before any packet of it has been seen.
+    #[inline(always)]
+    pub const fn new(hairpin: bool) -> Self {
+        Self(if hairpin { Self::HAIRPIN } else { 0 })
+    }
+
+    /// The same state, for the other entry of the flow.
+    #[inline(always)]
+    #[must_use]
+    pub const fn opposite(self) -> Self {
+        Self(self.0 ^ Self::REPLY_ENTRY)
+    }
+
+    /// The direction that the entry translates.
+    #[inline(always)]
+    pub const fn direction(self) -> Direction {
+        if self.0 & Self::REPLY_ENTRY == 0 { Direction::Forward } else { Direction::Reply }
+    }
+
+    /// Whether client and backend are the same pod.
+    #[inline(always)]
+    pub const fn hairpin(self) -> bool {
+        self.0 & Self::HAIRPIN != 0
+    }
+
+    /// Whether the connection is over: closed by both sides, or reset.
+    #[inline(always)]
+    pub const fn closed(self) -> bool {
+        const BOTH: u8 = State::CLIENT_FIN | State::BACKEND_FIN;
+        self.0 & Self::RESET != 0 || self.0 & BOTH == BOTH
+    }
+
+    /// The state after a packet with `flags` has passed through this entry.
+    #[inline(always)]
+    #[must_use]
+    pub const fn after(self, flags: TcpFlags) -> Self {
+        let mut bits = self.0;
+        let fin = match self.direction() {
+            Direction::Forward => Self::CLIENT_FIN,
+            Direction::Reply => {
+                bits |= Self::REPLIED;
+                Self::BACKEND_FIN
+            }
+        };
+        if flags.has(TcpFlags::FIN) {
+            bits |= fin;
+        }
+        if flags.has(TcpFlags::RST) {
+            bits |= Self::RESET;
+        }
+        Self(bits)
+    }
+
+    /// This entry's state with what `other`, the other entry of the flow, has seen.
+    #[inline(always)]
+    #[must_use]
+    pub const fn with_progress_of(self, other: Self) -> Self {
+        Self(self.0 | other.0 & Self::PROGRESS)
+    }
+
+    /// How long the flow is kept without a packet, in units of [`Time`]. The values are those of the
+    /// kernel's own connection tracking as kube-proxy sets it (`nf_conntrack_tcp_timeout_established`
+    /// 24 h, `..._close_wait` 1 h), with the kernel's defaults where kube-proxy sets none.
+    #[inline(always)]
+    pub const fn lifetime(self, protocol: Protocol) -> u32 {
+        let replied = self.0 & Self::REPLIED != 0;
+        match protocol {
+            Protocol::TCP if self.closed() => Time::seconds(10),
+            Protocol::TCP if self.0 & (Self::CLIENT_FIN | Self::BACKEND_FIN) != 0 => Time::seconds(3600),
+            Protocol::TCP if replied => Time::seconds(86_400),
+            Protocol::TCP => Time::seconds(60),
+            _ if replied => Time::seconds(120),
+            _ => Time::seconds(30),
+        }
+    }
+}
+
+impl fmt::Debug for State {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let named = [
+            (Self::REPLIED, "replied"),
+            (Self::CLIENT_FIN, "client-fin"),
+            (Self::BACKEND_FIN, "backend-fin"),
+            (Self::RESET, "reset"),
+            (Self::REPLY_ENTRY, "reply-entry"),
+            (Self::HAIRPIN, "hairpin"),
+        ];
+        f.debug_set()
+            .entries(named.iter().filter(|(bit, _)| self.0 & bit != 0).map(|(_, name)| name))
+            .finish()
+    }
+}
+
+/// One direction of a flow: the value of the flow table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct Flow {
+    source: Addr,
+    destination: Addr,
+    source_port: Be16,
+    destination_port: Be16,
+    /// The backend that was chosen.
+    pub backend: BackendRef,
+    /// When a packet was last seen, give or take [`REFRESH`].
+    pub seen: Time,
+    /// What the flow has been seen to do.
+    pub state: State,
+    zero: [u8; 7],
+}
+
+/// How old [`Flow::seen`] may get before a packet writes it anew, in units of [`Time`]: about a second.
+/// Established flows so cost one write a second, not one a packet.
+pub const REFRESH: u32 = Time::seconds(1);
+
+impl Flow {
+    /// An entry whose packets get the tuple `to`.
+    #[inline(always)]
+    pub const fn new(to: &Tuple, backend: BackendRef, state: State, now: Time) -> Self {
+        Self {
+            source: to.source,
+            destination: to.destination,
+            source_port: to.source_port,
+            destination_port: to.destination_port,
+            backend,
+            seen: now,
+            state,
+            zero: [0; 7],
+        }
+    }
+
+    /// The tuple that the entry's packets get.
+    #[inline(always)]
+    pub const fn to(&self, protocol: Protocol) -> Tuple {
+        Tuple::new(self.source, self.source_port, self.destination, self.destination_port, protocol)
+    }
+
+    /// Whether the entry still holds at `now`.
+    #[inline(always)]
+    pub const fn alive(&self, protocol: Protocol, now: Time) -> bool {
+        now.since(self.seen) <= self.state.lifetime(protocol)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SYN: TcpFlags = TcpFlags(TcpFlags::SYN);
+    const ACK: TcpFlags = TcpFlags(TcpFlags::ACK);
+    const FIN: TcpFlags = TcpFlags(TcpFlags::FIN | TcpFlags::ACK);
+    const RST: TcpFlags = TcpFlags(TcpFlags::RST);
+
+    #[test]
+    fn a_tcp_connection_lives_by_what_was_seen_of_it() {
+        let syn = State::new(false).after(SYN);
+        assert_eq!(syn.lifetime(Protocol::TCP), Time::seconds(60));
+        let replied = syn.with_progress_of(syn.opposite().after(ACK));
+        assert_eq!(replied.direction(), Direction::Forward);
+        assert_eq!(replied.lifetime(Protocol::TCP), Time::seconds(86_400));
+        let half = replied.after(FIN);
+        assert_eq!(half.lifetime(Protocol::TCP), Time::seconds(3600));
+        assert!(!half.closed());
+        let closed = half.with_progress_of(half.opposite().after(FIN));
+        assert!(closed.closed());
+        assert!(replied.after(RST).closed());
+        assert_eq!(closed.lifetime(Protocol::TCP), Time::seconds(10));
+    }
+
+    #[test]
+    fn a_udp_flow_lives_longer_once_it_was_answered() {
+        let sent = State::new(false).after(TcpFlags::default());
+        assert_eq!(sent.lifetime(Protocol::UDP), Time::seconds(30));
+        assert_eq!(sent.opposite().after(TcpFlags::default()).lifetime(Protocol::UDP), Time::seconds(120));
+    }
+
+    #[test]
+    fn an_entry_ends_with_its_lifetime() {
+        let tuple = Tuple::new(Addr::default(), Be16::new(1), Addr::default(), Be16::new(2), Protocol::UDP);
+        let flow = Flow::new(&tuple, BackendRef::default(), State::new(false), Time(1000));
+        assert!(flow.alive(Protocol::UDP, Time(1000 + Time::seconds(30))));
+        assert!(!flow.alive(Protocol::UDP, Time(1001 + Time::seconds(30))));
+        assert!(flow.alive(Protocol::UDP, Time(999)), "another CPU's clock may be a little behind");
+        assert_eq!(flow.to(Protocol::UDP), tuple);
+    }
+}

@@ -1,0 +1,85 @@
+//! The door to a packet's bytes.
+
+use zerocopy::{FromBytes, Immutable, IntoBytes};
+
+use crate::checksum::Delta;
+use crate::wire::Be16;
+
+/// How the L4 checksum of a frame has to change.
+///
+/// An intent, not bytes: an skb may carry a *partial* checksum, of the pseudo header only, to be completed
+/// by the device, and only the kernel's helpers know. A frame in plain memory applies it by
+/// [`patch_field`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct L4Patch {
+    /// Where the checksum field is, in bytes from the start of the frame.
+    pub offset: usize,
+    /// The change of the pseudo header's addresses.
+    pub addresses: Delta,
+    /// The change of the ports.
+    pub ports: Delta,
+    /// UDP: a field of 0 means "no checksum" and stays (RFC 768); a result of 0 is written as ffff.
+    pub udp: bool,
+    /// The pseudo header is that of IPv6.
+    pub v6: bool,
+}
+
+/// An Ethernet frame that the core reads and changes.
+///
+/// All offsets count from the first byte of the Ethernet header. Methods that name bytes outside the
+/// frame return `None` and change nothing.
+pub trait Frame {
+    /// Reads a `T` at `offset`.
+    fn load<T: FromBytes + Immutable + Copy>(&self, offset: usize) -> Option<T>;
+
+    /// Writes a `T` at `offset`.
+    fn store<T: IntoBytes + Immutable + Copy>(&mut self, offset: usize, value: T) -> Option<()>;
+
+    /// Carries out `patch`. The last change of a frame: in the kernel it ends access to the bytes.
+    fn patch_l4(&mut self, patch: &L4Patch) -> Option<()>;
+
+    /// Cuts the frame to `len` bytes, or grows it with zeroes.
+    fn resize(&mut self, len: usize) -> Option<()>;
+}
+
+/// The checksum field after `patch`, where the whole checksum is in the packet.
+#[inline(always)]
+pub fn patch_field(field: Be16, patch: &L4Patch) -> Be16 {
+    if patch.udp && field.raw() == 0 {
+        return field;
+    }
+    let patched = patch.ports.apply(patch.addresses.apply(field));
+    if patch.udp && patched.raw() == 0 { Be16::from_raw(0xffff) } else { patched }
+}
+
+#[cfg(any(test, feature = "host"))]
+mod host {
+    extern crate alloc;
+
+    use alloc::vec::Vec;
+
+    use super::{Frame, L4Patch, patch_field};
+    use crate::wire::Be16;
+    use zerocopy::{FromBytes, Immutable, IntoBytes};
+
+    /// A frame in plain memory, its checksums whole.
+    impl Frame for Vec<u8> {
+        fn load<T: FromBytes + Immutable + Copy>(&self, offset: usize) -> Option<T> {
+            T::read_from_prefix(self.get(offset..)?).ok().map(|(value, _)| value)
+        }
+
+        fn store<T: IntoBytes + Immutable + Copy>(&mut self, offset: usize, value: T) -> Option<()> {
+            value.write_to_prefix(self.get_mut(offset..)?).ok()
+        }
+
+        fn patch_l4(&mut self, patch: &L4Patch) -> Option<()> {
+            let field: Be16 = self.load(patch.offset)?;
+            self.store(patch.offset, patch_field(field, patch))
+        }
+
+        fn resize(&mut self, len: usize) -> Option<()> {
+            Vec::resize(self, len, 0);
+            Some(())
+        }
+    }
+}

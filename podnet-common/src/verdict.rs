@@ -1,0 +1,105 @@
+//! What became of a packet or a socket call, and why.
+
+/// Where a packet goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// On its way, untouched.
+    Pass(Reason),
+    /// On its way, translated.
+    Translated(Reason),
+    /// Back out of the interface it came in by.
+    Return(Reason),
+    /// Nowhere.
+    Drop(Reason),
+}
+
+impl Verdict {
+    /// Why.
+    pub const fn reason(self) -> Reason {
+        match self {
+            Self::Pass(reason) | Self::Translated(reason) | Self::Return(reason) | Self::Drop(reason) => {
+                reason
+            }
+        }
+    }
+}
+
+macro_rules! reasons {
+    ($($(#[doc = $doc:literal])+ $name:ident = $label:literal,)+) => {
+        /// Why a verdict was given. The one list of counters: a variant's number is its index in the
+        /// kernel's counter table, its label names it in metrics, and its text in `podnet status`.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+        #[repr(u32)]
+        pub enum Reason {
+            $($(#[doc = $doc])+ $name,)+
+        }
+
+        impl Reason {
+            /// All of them, in the order of their numbers.
+            pub const ALL: &[Self] = &[$(Self::$name,)+];
+
+            /// The name in metrics.
+            pub const fn label(self) -> &'static str {
+                match self { $(Self::$name => $label,)+ }
+            }
+
+            /// One sentence for people.
+            pub const fn text(self) -> &'static str {
+                match self { $(Self::$name => concat!($($doc),+),)+ }
+            }
+        }
+    };
+}
+
+reasons! {
+    /// not an IPv4 or IPv6 packet: passed
+    NotIp = "not_ip",
+    /// neither TCP nor UDP: passed
+    OtherProtocol = "other_protocol",
+    /// a fragment: passed
+    Fragment = "fragment",
+    /// ends before its headers do: passed
+    Truncated = "truncated",
+    /// an IP header that contradicts itself: passed
+    Malformed = "malformed",
+    /// not to a Service address: passed
+    NotService = "not_service",
+    /// in the middle of a TCP connection that podnet did not open: passed
+    MidConnection = "mid_connection",
+    /// the first packet of a flow: sent to the backend chosen for it
+    NewFlow = "new_flow",
+    /// a packet of a known flow: sent to its backend
+    Established = "established",
+    /// a backend's answer: sent to the client as the Service's
+    Reply = "reply",
+    /// a UDP flow whose backend is gone: moved to another one
+    Moved = "moved",
+    /// to a Service without endpoints: refused
+    NoEndpoints = "no_endpoints",
+    /// the backend already has a connection from this address and port: dropped
+    Collision = "collision",
+    /// the flow table takes no more: dropped
+    FlowTableFull = "flow_table_full",
+    /// connect() to a Service: led to a backend
+    SocketConnect = "socket_connect",
+    /// a datagram of an unconnected socket to a Service: led to a backend
+    SocketSend = "socket_send",
+    /// a datagram from a backend: shown as the Service's
+    SocketReceive = "socket_receive",
+    /// getpeername() of a socket led to a backend: answered with the Service's address
+    SocketPeer = "socket_peer",
+    /// connect() or a datagram to a Service without endpoints: refused
+    SocketRefused = "socket_refused",
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_reasons_number_is_its_place_in_the_list() {
+        for (index, reason) in Reason::ALL.iter().enumerate() {
+            assert_eq!(*reason as usize, index);
+        }
+    }
+}

@@ -1,0 +1,3 @@
+//! podnet's agent: it watches Kubernetes Services and fills the tables that the kernel programs read.
+
+pub mod changes;

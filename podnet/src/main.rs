@@ -1,0 +1,3 @@
+//! The `podnet` command.
+
+fn main() {}

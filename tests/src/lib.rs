@@ -1,0 +1,1 @@
+//! The lab: namespaces as nodes, pods and clients.
