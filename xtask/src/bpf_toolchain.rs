@@ -130,12 +130,11 @@ impl Toolchain {
     }
 
     /// Makes `cargo` (of [`Self::compiler`]) one that builds package `podnet-ebpf`.
-    pub(crate) fn configure(&self, cargo: &mut Command, extra_flags: &[&str]) {
+    pub(crate) fn configure(&self, cargo: &mut Command) {
         // What aya's build helper sets: the architecture whose registers probes would read, debug
         // info and the BTF made from it.
         let arch = format!("--cfg=bpf_target_arch=\"{}\"", std::env::consts::ARCH);
-        let mut flags = vec![arch.as_str(), "-Cdebuginfo=2", "-Clink-arg=--btf"];
-        flags.extend(extra_flags);
+        let flags = [arch.as_str(), "-Cdebuginfo=2", "-Clink-arg=--btf"];
         let target_variable = TARGET.to_uppercase().replace('-', "_");
         cargo
             .env("CARGO_ENCODED_RUSTFLAGS", flags.join("\u{1f}"))

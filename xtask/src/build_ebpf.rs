@@ -31,7 +31,7 @@ pub(crate) fn build_ebpf() -> Result<PathBuf> {
     let toolchain = Toolchain::find()?;
     let mut cargo = toolchain.compiler.cargo();
     cargo.arg("build");
-    toolchain.configure(&mut cargo, &[]);
+    toolchain.configure(&mut cargo);
     run(&mut cargo)?;
     let target = workspace::root().join("target");
     let built = target.join("bpf-build").join(TARGET).join("bpf/podnet-ebpf");

@@ -1,7 +1,7 @@
 //! `cargo xtask COMMAND`: everything that is done to this repository beyond plain cargo.
 //!
 //! A command is one file with a `clap::Args` struct that has a `run` method, a `mod` line and a line
-//! in [`commands!`].
+//! in `commands!`.
 
 mod apt;
 mod bpf_toolchain;
@@ -9,8 +9,11 @@ mod build;
 mod build_ebpf;
 mod control_plane;
 mod crates;
+mod lint;
 mod process;
 mod setup;
+mod test;
+mod timing;
 mod workspace;
 
 use std::process::ExitCode;
@@ -47,6 +50,8 @@ commands! {
     Setup(setup::Setup),
     BuildEbpf(build_ebpf::BuildEbpf),
     Build(build::Build),
+    Lint(lint::Lint),
+    Test(test::Test),
 }
 
 fn main() -> ExitCode {

@@ -56,8 +56,10 @@ const DEBIAN_RUST: [Package; 4] = [
 ];
 
 const BPF_LINKER: Tool = Tool { name: "bpf-linker", version: "0.13.0" };
-const CARGO_DENY: Tool = Tool { name: "cargo-deny", version: "0.20.2" };
-const CARGO_FUZZ: Tool = Tool { name: "cargo-fuzz", version: "0.13.2" };
+/// Checks licences, bans and sources of dependencies.
+pub(crate) const CARGO_DENY: Tool = Tool { name: "cargo-deny", version: "0.20.2" };
+/// Runs fuzz targets.
+pub(crate) const CARGO_FUZZ: Tool = Tool { name: "cargo-fuzz", version: "0.13.2" };
 
 impl Setup {
     pub(crate) fn run(self) -> Result<()> {
