@@ -51,35 +51,3 @@ pub fn patch_field(field: Be16, patch: &L4Patch) -> Be16 {
     let patched = patch.ports.apply(patch.addresses.apply(field));
     if patch.udp && patched.raw() == 0 { Be16::from_raw(0xffff) } else { patched }
 }
-
-#[cfg(any(test, feature = "host"))]
-mod host {
-    extern crate alloc;
-
-    use alloc::vec::Vec;
-
-    use super::{Frame, L4Patch, patch_field};
-    use crate::wire::Be16;
-    use zerocopy::{FromBytes, Immutable, IntoBytes};
-
-    /// A frame in plain memory, its checksums whole.
-    impl Frame for Vec<u8> {
-        fn load<T: FromBytes + Immutable + Copy>(&self, offset: usize) -> Option<T> {
-            T::read_from_prefix(self.get(offset..)?).ok().map(|(value, _)| value)
-        }
-
-        fn store<T: IntoBytes + Immutable + Copy>(&mut self, offset: usize, value: T) -> Option<()> {
-            value.write_to_prefix(self.get_mut(offset..)?).ok()
-        }
-
-        fn patch_l4(&mut self, patch: &L4Patch) -> Option<()> {
-            let field: Be16 = self.load(patch.offset)?;
-            self.store(patch.offset, patch_field(field, patch))
-        }
-
-        fn resize(&mut self, len: usize) -> Option<()> {
-            Vec::resize(self, len, 0);
-            Some(())
-        }
-    }
-}

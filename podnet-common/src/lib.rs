@@ -17,6 +17,8 @@ pub mod abi;
 pub mod checksum;
 pub mod conntrack;
 pub mod frame;
+#[cfg(any(test, feature = "host"))]
+pub mod host;
 pub mod nat;
 pub mod packet;
 pub mod reject;

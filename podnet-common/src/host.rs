@@ -1,0 +1,217 @@
+//! The doors to packets and state in plain memory: the core as tests, fuzzers and tools run it.
+
+extern crate std;
+
+use std::collections::hash_map::Entry;
+use std::collections::{HashMap, VecDeque};
+use std::vec::Vec;
+
+use zerocopy::{FromBytes, Immutable, IntoBytes};
+
+use crate::conntrack::{Flow, State, Time, Tuple};
+use crate::frame::{Frame, L4Patch, patch_field};
+use crate::service::{Backend, BackendId, Frontend, FrontendKey, ServiceId};
+use crate::socket::{Peer, PeerKey, Sockets};
+use crate::tables::{InsertError, Overwrite, Services, Tables};
+use crate::wire::{Be16, Endpoint, Protocol};
+
+/// A frame in plain memory, its checksums whole.
+impl Frame for Vec<u8> {
+    fn load<T: FromBytes + Immutable + Copy>(&self, offset: usize) -> Option<T> {
+        T::read_from_prefix(self.get(offset..)?).ok().map(|(value, _)| value)
+    }
+
+    fn store<T: IntoBytes + Immutable + Copy>(&mut self, offset: usize, value: T) -> Option<()> {
+        value.write_to_prefix(self.get_mut(offset..)?).ok()
+    }
+
+    fn patch_l4(&mut self, patch: &L4Patch) -> Option<()> {
+        let field: Be16 = self.load(patch.offset)?;
+        self.store(patch.offset, patch_field(field, patch))
+    }
+
+    fn resize(&mut self, len: usize) -> Option<()> {
+        Vec::resize(self, len, 0);
+        Some(())
+    }
+}
+
+/// All tables of the kernel in plain memory, and the clock and the dice beside them.
+#[derive(Clone, Debug)]
+pub struct HostTables {
+    /// The frontend table.
+    pub frontends: HashMap<FrontendKey, Frontend>,
+    /// The slot table: an array, as in the kernel.
+    pub slots: Vec<BackendId>,
+    /// The backend table: an array too, whose place 0 is nobody's.
+    pub backends: Vec<Backend>,
+    /// The flow table.
+    pub flows: HashMap<Tuple, Flow>,
+    /// How many entries the flow table takes.
+    pub flow_capacity: usize,
+    /// The peer table.
+    pub peers: HashMap<PeerKey, Peer>,
+    /// How many entries the peer table takes.
+    pub peer_capacity: usize,
+    /// The time.
+    pub now: Time,
+    /// The next random numbers; after them it is [`seed`](Self::seed)'s turn.
+    pub drawn: VecDeque<u32>,
+    /// What random numbers are made of.
+    pub seed: u64,
+    services: u32,
+}
+
+impl Default for HostTables {
+    fn default() -> Self {
+        Self {
+            frontends: HashMap::new(),
+            slots: Vec::new(),
+            backends: std::vec![Backend::default()],
+            flows: HashMap::new(),
+            flow_capacity: usize::MAX,
+            peers: HashMap::new(),
+            peer_capacity: usize::MAX,
+            now: Time::default(),
+            drawn: VecDeque::new(),
+            seed: 0,
+            services: 0,
+        }
+    }
+}
+
+impl HostTables {
+    /// Empty tables, an hour after boot, with random numbers made of `seed`.
+    pub fn new(seed: u64) -> Self {
+        Self { now: Time(Time::seconds(3600)), seed, ..Self::default() }
+    }
+
+    /// Makes `frontend` lead to `endpoints`, each a new backend with one slot; what it led to before stays
+    /// as it is. Returns the backends in the order of `endpoints`.
+    pub fn serve(
+        &mut self,
+        frontend: Endpoint,
+        protocol: Protocol,
+        endpoints: impl IntoIterator<Item = Endpoint>,
+    ) -> Vec<BackendId> {
+        self.services += 1;
+        let service = ServiceId(self.services);
+        let ids: Vec<BackendId> = endpoints
+            .into_iter()
+            .map(|endpoint| {
+                let id = BackendId(index(self.backends.len()));
+                self.backends.push(Backend::new(endpoint, service, 1));
+                id
+            })
+            .collect();
+        self.point(frontend, protocol, service, &ids);
+        ids
+    }
+
+    /// Makes `frontend` lead to `backends` from now on, by slots of its own.
+    pub fn point(
+        &mut self,
+        frontend: Endpoint,
+        protocol: Protocol,
+        service: ServiceId,
+        backends: &[BackendId],
+    ) {
+        let base = index(self.slots.len());
+        self.slots.extend(backends);
+        self.frontends.insert(
+            FrontendKey::new(frontend, protocol),
+            Frontend { base, count: index(backends.len()), service },
+        );
+    }
+
+    /// Changes a backend in its place; one that does not exist stays so.
+    pub fn change(&mut self, id: BackendId, change: impl FnOnce(Backend) -> Backend) {
+        if let Some(backend) = self.backends.get_mut(place(id.0)) {
+            *backend = change(*backend);
+        }
+    }
+
+    /// Lets `seconds` pass.
+    pub fn wait(&mut self, seconds: u32) {
+        self.now = Time(self.now.0.saturating_add(Time::seconds(seconds)));
+    }
+}
+
+impl Services for HostTables {
+    fn frontend(&self, key: &FrontendKey) -> Option<Frontend> {
+        self.frontends.get(key).copied()
+    }
+
+    fn slot(&self, index: u32) -> Option<BackendId> {
+        self.slots.get(place(index)).copied()
+    }
+
+    fn backend(&self, id: BackendId) -> Option<Backend> {
+        self.backends.get(place(id.0)).copied()
+    }
+
+    /// Splitmix64, where no number was set.
+    fn random(&mut self) -> u32 {
+        if let Some(drawn) = self.drawn.pop_front() {
+            return drawn;
+        }
+        self.seed = self.seed.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut mixed = self.seed;
+        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        ((mixed ^ (mixed >> 31)) >> 32) as u32
+    }
+}
+
+impl Tables for HostTables {
+    fn now(&self) -> Time {
+        self.now
+    }
+
+    fn flow(&self, tuple: &Tuple) -> Option<Flow> {
+        self.flows.get(tuple).copied()
+    }
+
+    fn insert_flow(&mut self, tuple: &Tuple, flow: &Flow, overwrite: Overwrite) -> Result<(), InsertError> {
+        let full = self.flows.len() >= self.flow_capacity;
+        match self.flows.entry(*tuple) {
+            Entry::Occupied(_) if overwrite == Overwrite::No => Err(InsertError::Exists),
+            Entry::Vacant(_) if full => Err(InsertError::Full),
+            entry => {
+                entry.insert_entry(*flow);
+                Ok(())
+            }
+        }
+    }
+
+    fn touch_flow(&mut self, tuple: &Tuple, progress: State, now: Time) -> bool {
+        self.flows.get_mut(tuple).is_some_and(|flow| {
+            flow.state = flow.state.with_progress_of(progress);
+            flow.seen = now;
+            true
+        })
+    }
+}
+
+impl Sockets for HostTables {
+    fn peer(&self, key: &PeerKey) -> Option<Peer> {
+        self.peers.get(key).copied()
+    }
+
+    fn remember(&mut self, key: &PeerKey, peer: &Peer) {
+        if self.peers.len() < self.peer_capacity || self.peers.contains_key(key) {
+            self.peers.insert(*key, *peer);
+        }
+    }
+}
+
+/// A place of a table that is far shorter than 2^32, as the core writes it.
+#[expect(clippy::cast_possible_truncation, reason = "tables are as short as the kernel's")]
+const fn index(place: usize) -> u32 {
+    place as u32
+}
+
+/// The inverse of [`index`].
+const fn place(index: u32) -> usize {
+    index as usize
+}
