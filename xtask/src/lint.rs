@@ -32,9 +32,10 @@ pub(crate) fn lint(timings: &mut Timings) -> Result<()> {
 
 /// Licences, sources and bans only: advisories need a database from the network.
 fn deny() -> Result<()> {
-    let mut deny = command(CARGO_DENY.path()?);
-    deny.args(["--offline", "--all-features", "check", "licenses", "bans", "sources"]);
-    run(&mut deny)
+    // cargo-deny reads the manifests of all dependencies, even of those that only other systems need
+    // and that no build has fetched.
+    run(cargo().args(["fetch", "--quiet"]))?;
+    run(command(CARGO_DENY.path()?).args(["--offline", "check", "licenses", "bans", "sources"]))
 }
 
 fn clippy_bpf() -> Result<()> {
