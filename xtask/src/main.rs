@@ -9,6 +9,7 @@ mod build;
 mod build_ebpf;
 mod control_plane;
 mod crates;
+mod image;
 mod lint;
 mod process;
 mod setup;
@@ -50,6 +51,7 @@ commands! {
     Setup(setup::Setup),
     BuildEbpf(build_ebpf::BuildEbpf),
     Build(build::Build),
+    Image(image::Image),
     Lint(lint::Lint),
     Test(test::Test),
 }
