@@ -35,8 +35,10 @@ impl Tool {
         let mut cargo = cargo();
         cargo.args(["install", self.name, "--version", self.version, "--locked", "--force", "--root"]);
         cargo.arg(workspace::tools()?);
-        // These tools are waited for more than they are run.
-        cargo.env("CARGO_PROFILE_RELEASE_DEBUG", "0").env("CARGO_PROFILE_RELEASE_LTO", "off");
+        // These tools run for seconds, but building them well takes minutes.
+        for (name, value) in [("CODEGEN_UNITS", "16"), ("DEBUG", "0"), ("LTO", "off"), ("OPT_LEVEL", "1")] {
+            cargo.env(format!("CARGO_PROFILE_RELEASE_{name}"), value);
+        }
         adjust(&mut cargo);
         run(&mut cargo)
     }
