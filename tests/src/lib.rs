@@ -1,1 +1,16 @@
-//! The lab: namespaces as nodes, pods and clients.
+//! The lab: a cluster of network namespaces on one machine, and what the tests do in it.
+//!
+//! Nodes, pods and clients are network namespaces, linked by veths. They have no link to the machine's own
+//! namespace, so nothing that a test sends can leave it. Everything a lab makes carries the lab's id and is
+//! removed when the lab is dropped; should the test be killed, a janitor process removes it all the same.
+
+pub mod cgroup;
+pub mod lab;
+pub mod netns;
+pub mod node;
+pub mod peer;
+pub mod pod;
+pub mod process;
+pub mod protocol;
+pub mod require;
+pub mod wait;

@@ -1,0 +1,110 @@
+//! Nodes.
+
+use std::net::{Ipv4Addr, Ipv6Addr};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
+
+use anyhow::Result;
+
+use crate::lab::Lab;
+use crate::pod::{Pod, PodKind};
+use crate::process::Place;
+
+/// A node of the cluster: a namespace that routes for its pods, with a link to the other nodes.
+///
+/// Pods on its bridge have addresses in `10.244.N.0/25` and `fd00:10:244:N::/80`, those with a link of
+/// their own in `10.244.N.128/25` and `fd00:10:244:N:1::/80`; so neither takes the others for neighbours.
+#[derive(Clone)]
+pub struct Node(Arc<Inner>);
+
+struct Inner {
+    lab: Lab,
+    name: String,
+    index: u8,
+    place: Place,
+    bpffs: PathBuf,
+    next_pod: AtomicU8,
+}
+
+impl Node {
+    pub(crate) fn create(lab: &Lab, name: &str, index: u8) -> Result<Self> {
+        let place = Place { netns: lab.netns(name)?, cgroup: lab.cgroup(name)? };
+        // As the distributions have it: strict source checks; and no waiting for duplicate addresses.
+        place.netns.sysctl(&[
+            "net/ipv4/ip_forward=1",
+            "net/ipv6/conf/all/forwarding=1",
+            "net/ipv4/conf/all/rp_filter=1",
+            "net/ipv4/conf/default/rp_filter=1",
+            "net/ipv6/conf/all/accept_dad=0",
+            "net/ipv6/conf/default/accept_dad=0",
+        ])?;
+        lab.plug_in(&place.netns)?;
+        let mut lines = format!(
+            "addr add 172.18.0.{index}/24 dev eth0\n\
+             addr add fd00:172:18::{index}/64 dev eth0 nodad\n\
+             link add cni0 type bridge\n\
+             link set cni0 up\n\
+             addr add 10.244.{index}.1/25 dev cni0\n\
+             addr add fd00:10:244:{index}::1/80 dev cni0 nodad\n"
+        );
+        // Routes to the pods of nodes that may be added later do no harm.
+        for other in (1..=4).filter(|other| *other != index) {
+            lines.push_str(&format!(
+                "route add 10.244.{other}.0/24 via 172.18.0.{other}\n\
+                 route add fd00:10:244:{other}::/64 via fd00:172:18::{other}\n"
+            ));
+        }
+        place.netns.batch(&lines)?;
+        Ok(Self(Arc::new(Inner {
+            lab: lab.clone(),
+            name: name.to_owned(),
+            index,
+            place,
+            bpffs: lab.bpffs(name)?,
+            next_pod: AtomicU8::new(2),
+        })))
+    }
+
+    /// Adds a pod.
+    ///
+    /// # Errors
+    /// If it cannot be made.
+    pub fn pod(&self, name: &str, kind: PodKind) -> Result<Pod> {
+        Pod::create(self, name, kind, self.0.next_pod.fetch_add(1, Ordering::Relaxed))
+    }
+
+    /// The lab it belongs to.
+    pub fn lab(&self) -> &Lab {
+        &self.0.lab
+    }
+
+    /// Its name.
+    pub fn name(&self) -> &str {
+        &self.0.name
+    }
+
+    pub(crate) fn index(&self) -> u8 {
+        self.0.index
+    }
+
+    /// Its address towards the other nodes.
+    pub fn v4(&self) -> Ipv4Addr {
+        Ipv4Addr::new(172, 18, 0, self.0.index)
+    }
+
+    /// Its IPv6 address towards the other nodes.
+    pub fn v6(&self) -> Ipv6Addr {
+        Ipv6Addr::new(0xfd00, 0x172, 0x18, 0, 0, 0, 0, self.0.index.into())
+    }
+
+    /// Where the node's own processes run; its pods share the cgroup.
+    pub fn place(&self) -> &Place {
+        &self.0.place
+    }
+
+    /// Where its agent pins maps and programs.
+    pub fn bpffs(&self) -> &Path {
+        &self.0.bpffs
+    }
+}

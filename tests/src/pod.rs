@@ -1,0 +1,162 @@
+//! Pods, and clients outside of the cluster.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use anyhow::Result;
+
+use crate::lab::Lab;
+use crate::node::Node;
+use crate::process::Place;
+
+/// How a pod is linked to its node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PodKind {
+    /// By a veth of its own, with routes for single addresses: as the `ptp` plugin, Calico or Cilium do.
+    Ptp,
+    /// By a veth that is a port of the node's bridge: as the `bridge` plugin, kubenet or flannel do.
+    Bridge,
+}
+
+impl PodKind {
+    /// Both.
+    pub const ALL: [Self; 2] = [Self::Ptp, Self::Bridge];
+}
+
+/// A pod: a namespace with one interface, `eth0`.
+#[derive(Clone)]
+pub struct Pod {
+    name: String,
+    node: Node,
+    place: Place,
+    interface: String,
+    v4: Ipv4Addr,
+    v6: Ipv6Addr,
+}
+
+impl Pod {
+    pub(crate) fn create(node: &Node, name: &str, kind: PodKind, number: u8) -> Result<Self> {
+        let netns = node.lab().netns(&format!("{}-{name}", node.name()))?;
+        netns.sysctl(&["net/ipv6/conf/all/accept_dad=0", "net/ipv6/conf/default/accept_dad=0"])?;
+        let (index, host) = (node.index(), &node.place().netns);
+        let net = |block: u16, last: u16| Ipv6Addr::new(0xfd00, 0x10, 0x244, index.into(), block, 0, 0, last);
+        let interface = format!("veth{number}");
+        let link = format!("link add {interface} type veth peer name eth0 netns {}\n", netns.name());
+        let (v4, v6);
+        match kind {
+            PodKind::Bridge => {
+                (v4, v6) = (Ipv4Addr::new(10, 244, index, number), net(0, number.into()));
+                host.batch(&format!("{link}link set {interface} master cni0 up"))?;
+                netns.batch(&format!(
+                    "link set eth0 up\n\
+                     addr add {v4}/25 dev eth0\n\
+                     addr add {v6}/80 dev eth0 nodad\n\
+                     route add default via 10.244.{index}.1\n\
+                     route add default via fd00:10:244:{index}::1"
+                ))?;
+            }
+            PodKind::Ptp => {
+                (v4, v6) = (Ipv4Addr::new(10, 244, index, 128 + number), net(1, number.into()));
+                let (node_v4, node_v6) = (node.v4(), node.v6());
+                host.batch(&format!(
+                    "{link}link set {interface} up\n\
+                     addr add 169.254.1.1/32 dev {interface} scope link\n\
+                     addr add fe80::1/64 dev {interface} nodad\n\
+                     route add {v4} dev {interface} src {node_v4}\n\
+                     route add {v6} dev {interface} src {node_v6}"
+                ))?;
+                netns.batch(&format!(
+                    "link set eth0 up\n\
+                     addr add {v4}/32 dev eth0\n\
+                     addr add {v6}/128 dev eth0 nodad\n\
+                     route add 169.254.1.1 dev eth0 scope link\n\
+                     route add default via 169.254.1.1 dev eth0\n\
+                     route add default via fe80::1 dev eth0"
+                ))?;
+            }
+        }
+        let place = Place { netns, cgroup: node.place().cgroup.clone() };
+        Ok(Self { name: name.to_owned(), node: node.clone(), place, interface, v4, v6 })
+    }
+
+    /// Its name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The node it is on.
+    pub fn node(&self) -> &Node {
+        &self.node
+    }
+
+    /// Where its processes run.
+    pub fn place(&self) -> &Place {
+        &self.place
+    }
+
+    /// The node's end of its link.
+    pub fn interface(&self) -> &str {
+        &self.interface
+    }
+
+    /// Its IPv4 address.
+    pub fn v4(&self) -> Ipv4Addr {
+        self.v4
+    }
+
+    /// Its IPv6 address.
+    pub fn v6(&self) -> Ipv6Addr {
+        self.v6
+    }
+
+    /// Its addresses of both families.
+    pub fn addresses(&self) -> [IpAddr; 2] {
+        [self.v4.into(), self.v6.into()]
+    }
+}
+
+/// A machine that is not part of the cluster, in the network of the nodes.
+#[derive(Clone)]
+pub struct Outside {
+    place: Place,
+    v4: Ipv4Addr,
+    v6: Ipv6Addr,
+}
+
+impl Outside {
+    /// Makes the machine with the address `172.18.0.LAST`; it reaches pods and Services through `gateway`.
+    ///
+    /// # Errors
+    /// If it cannot be made.
+    pub fn create(lab: &Lab, name: &str, last: u8, gateway: Option<&Node>) -> Result<Self> {
+        let place = Place { netns: lab.netns(name)?, cgroup: lab.cgroup(name)? };
+        place.netns.sysctl(&["net/ipv6/conf/all/accept_dad=0", "net/ipv6/conf/default/accept_dad=0"])?;
+        lab.plug_in(&place.netns)?;
+        let v4 = Ipv4Addr::new(172, 18, 0, last);
+        let v6 = Ipv6Addr::new(0xfd00, 0x172, 0x18, 0, 0, 0, 0, last.into());
+        let mut lines = format!("addr add {v4}/24 dev eth0\naddr add {v6}/64 dev eth0 nodad\n");
+        if let Some(node) = gateway {
+            lines.push_str(&format!(
+                "route add default via {}\nroute add default via {}\n",
+                node.v4(),
+                node.v6()
+            ));
+        }
+        place.netns.batch(&lines)?;
+        Ok(Self { place, v4, v6 })
+    }
+
+    /// Where its processes run.
+    pub fn place(&self) -> &Place {
+        &self.place
+    }
+
+    /// Its IPv4 address.
+    pub fn v4(&self) -> Ipv4Addr {
+        self.v4
+    }
+
+    /// Its IPv6 address.
+    pub fn v6(&self) -> Ipv6Addr {
+        self.v6
+    }
+}
