@@ -90,6 +90,11 @@ pub struct ServiceId(pub u32);
 #[repr(transparent)]
 pub struct BackendId(pub u32);
 
+impl BackendId {
+    /// What a slot holds that was never written.
+    pub const NOBODY: Self = Self(0);
+}
+
 /// A backend as flows remember it. The generation tells a backend from a later one in the same place.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
