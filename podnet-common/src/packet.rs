@@ -143,7 +143,8 @@ fn parse_v6<F: Frame>(frame: &F) -> Result<Packet, Reason> {
     let start: Ipv6Start = frame.load(ETHERNET).ok_or(Reason::Truncated)?;
     let source: Addr = frame.load(ETHERNET + 8).ok_or(Reason::Truncated)?;
     let destination: Addr = frame.load(ETHERNET + 24).ok_or(Reason::Truncated)?;
-    if start.version >> 4 != 6 {
+    // The form of an IPv4 address is not for the wire: such a packet would meet Services and flows of IPv4.
+    if start.version >> 4 != 6 || source.family() == Family::V4 || destination.family() == Family::V4 {
         return Err(Reason::Malformed);
     }
     let mut l4 = ETHERNET + IPV6;
