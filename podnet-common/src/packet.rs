@@ -46,10 +46,10 @@ impl TcpFlags {
         self.0 & flags != 0
     }
 
-    /// Whether this segment asks for a new connection: SYN without ACK.
+    /// Whether this segment asks for a new connection: SYN, and nothing that answers or ends one.
     #[inline(always)]
     pub const fn opens(self) -> bool {
-        self.0 & (Self::SYN | Self::ACK) == Self::SYN
+        self.0 & (Self::SYN | Self::ACK | Self::FIN | Self::RST) == Self::SYN
     }
 }
 
