@@ -72,10 +72,14 @@ impl Delta {
     /// No change.
     pub const NONE: Self = Self(Sum::ZERO);
 
-    /// `old` becomes `new`.
+    /// `old` becomes `new`. A word that stays leaves [`NONE`](Self::NONE) as it is, so that no work is
+    /// done for it.
     #[inline(always)]
     #[must_use]
     pub const fn word(self, old: Be16, new: Be16) -> Self {
+        if old.raw() == new.raw() {
+            return self;
+        }
         Self(Sum(self.0.0 + (!old.raw()) as u64 + new.raw() as u64))
     }
 

@@ -1,0 +1,92 @@
+//! The door to an skb's bytes.
+
+use aya_ebpf::bindings::{BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR};
+use aya_ebpf::helpers::generated::{bpf_l4_csum_replace, bpf_skb_change_tail};
+use aya_ebpf::programs::TcContext;
+use podnet_common::checksum::Delta;
+use podnet_common::frame::{Frame, L4Patch};
+use podnet_common::packet::{ETHERNET, IPV4};
+use zerocopy::{FromBytes, Immutable, IntoBytes};
+
+/// `BPF_F_IPV6` of Linux 6.16 (include/uapi/linux/bpf.h): the pseudo header is IPv6's, whose addresses no
+/// header checksum covers. Older kernels refuse the flag.
+const BPF_F_IPV6: u64 = 1 << 7;
+
+/// The shortest frame that could be ours: Ethernet, IPv4 and a UDP header.
+const SHORTEST: usize = ETHERNET + IPV4 + 8;
+/// How much is made readable of a frame whose headers do not lie in one piece.
+const HEADERS: u32 = 128;
+
+/// An skb at a tc hook.
+pub(crate) struct Skb<'a>(&'a TcContext);
+
+impl<'a> Skb<'a> {
+    /// The frame of `ctx`; `None` if it is too short to be podnet's.
+    #[inline(always)]
+    pub(crate) fn new(ctx: &'a TcContext) -> Option<Self> {
+        if ctx.data() + SHORTEST > ctx.data_end() {
+            // The headers of what local sockets send lie in one piece; those of a packet that a driver
+            // has put together of pages may not.
+            if (ctx.len() as usize) < SHORTEST {
+                return None;
+            }
+            ctx.pull_data(ctx.len().min(HEADERS)).ok()?;
+        }
+        Some(Self(ctx))
+    }
+
+    /// Where `T` stands at `offset`, if it does in whole.
+    #[inline(always)]
+    fn at<T>(&self, offset: usize) -> Option<*mut T> {
+        let start = self.0.data() + offset;
+        (start + size_of::<T>() <= self.0.data_end()).then_some(start as *mut T)
+    }
+}
+
+impl Frame for Skb<'_> {
+    #[inline(always)]
+    fn load<T: FromBytes + Immutable + Copy>(&self, offset: usize) -> Option<T> {
+        // SAFETY: `at` has compared with the end of the packet, which the verifier checks again, and any
+        // bytes are a `T`. Packets are not aligned; BPF loads need not be.
+        self.at::<T>(offset).map(|place| unsafe { *place })
+    }
+
+    #[inline(always)]
+    fn store<T: IntoBytes + Immutable + Copy>(&mut self, offset: usize, value: T) -> Option<()> {
+        // SAFETY: as in `load`; a program may write to its packet.
+        self.at::<T>(offset).map(|place| unsafe { *place = value })
+    }
+
+    #[inline(always)]
+    fn patch_l4(&mut self, patch: &L4Patch) -> Option<()> {
+        let mangled = if patch.udp { u64::from(BPF_F_MARK_MANGLED_0) } else { 0 };
+        let pseudo = u64::from(BPF_F_PSEUDO_HDR) | mangled;
+        if patch.v6 {
+            if !self.replace(patch.offset, patch.addresses, pseudo | BPF_F_IPV6)
+                && !self.replace(patch.offset, patch.addresses, pseudo)
+            {
+                return None;
+            }
+        } else if !self.replace(patch.offset, patch.addresses, pseudo) {
+            return None;
+        }
+        (patch.ports == Delta::NONE || self.replace(patch.offset, patch.ports, mangled)).then_some(())
+    }
+
+    #[inline(always)]
+    fn resize(&mut self, len: usize) -> Option<()> {
+        // SAFETY: a helper on this program's own context.
+        let done = unsafe { bpf_skb_change_tail(self.0.skb.skb, u32::try_from(len).ok()?, 0) };
+        (done == 0).then_some(())
+    }
+}
+
+impl Skb<'_> {
+    /// Changes the checksum at `offset` by `delta`: a size of 0 in the flags means that a difference is
+    /// given (`bpf_l4_csum_replace` in net/core/filter.c).
+    #[inline(always)]
+    fn replace(&self, offset: usize, delta: Delta, flags: u64) -> bool {
+        // SAFETY: a helper on this program's own context; it checks the offset.
+        unsafe { bpf_l4_csum_replace(self.0.skb.skb, offset as u32, 0, u64::from(delta.wide()), flags) == 0 }
+    }
+}

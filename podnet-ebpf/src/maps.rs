@@ -1,0 +1,43 @@
+//! The maps, by the names and types of `podnet_common::abi`.
+//!
+//! Sizes here are placeholders of one entry: the loader sets them from the agent's flags.
+
+use aya_ebpf::Global;
+use aya_ebpf::bindings::BPF_F_NO_PREALLOC;
+use aya_ebpf::macros::map;
+use aya_ebpf::maps::{Array, HashMap, LruHashMap, PerCpuArray};
+use podnet_common::abi::ServiceName;
+use podnet_common::conntrack::{Flow, Tuple};
+use podnet_common::service::{Backend, BackendId, Frontend, FrontendKey, ServiceId};
+use podnet_common::socket::{Peer, PeerKey};
+use podnet_common::verdict::Reason;
+
+/// Without preallocation: a cluster uses a fraction of the size, and removed entries are not handed to
+/// another key while a packet may still read them.
+#[map]
+pub(crate) static FRONTENDS: HashMap<FrontendKey, Frontend> = HashMap::pinned(1, BPF_F_NO_PREALLOC);
+
+#[map]
+pub(crate) static SLOTS: Array<BackendId> = Array::pinned(1, 0);
+
+#[map]
+pub(crate) static BACKENDS: Array<Backend> = Array::pinned(1, 0);
+
+/// An LRU, so that the table looks after itself while no agent runs.
+#[map]
+pub(crate) static FLOWS: LruHashMap<Tuple, Flow> = LruHashMap::pinned(1, 0);
+
+#[map]
+pub(crate) static PEERS: LruHashMap<PeerKey, Peer> = LruHashMap::pinned(1, 0);
+
+/// For `podnet services`; no program reads it.
+#[map]
+pub(crate) static NAMES: HashMap<ServiceId, ServiceName> = HashMap::pinned(1, BPF_F_NO_PREALLOC);
+
+#[map]
+pub(crate) static COUNTERS: PerCpuArray<u64> = PerCpuArray::pinned(Reason::ALL.len() as u32, 0);
+
+/// The cookie of the network namespace whose sockets are led to backends; 0: of all.
+#[unsafe(no_mangle)]
+#[expect(unsafe_code, reason = "the loader finds the variable by its name")]
+pub(crate) static SOCKET_NETNS: Global<u64> = Global::new(0);

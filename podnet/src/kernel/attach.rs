@@ -1,0 +1,311 @@
+//! Attaching programs where packets and sockets pass, in a way that outlives the agent.
+//!
+//! A tcx or cgroup link is pinned, and its program replaced in place by the next agent. A clsact filter
+//! (kernels before 6.6) needs no pin to live; its program is pinned nevertheless, under the name of the
+//! interface and direction, so that the next agent and `podnet cleanup` know whose it is.
+
+use std::fmt;
+use std::fs;
+use std::io;
+use std::os::fd::AsFd;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+use std::str::FromStr;
+
+use aya::Ebpf;
+use aya::programs::links::{FdLink, PinnedLink};
+use aya::programs::tc::{NlOptions, SchedClassifierLink, TcAttachOptions, TcHandle, qdisc_add_clsact};
+use aya::programs::{
+    CgroupAttachMode, CgroupSockAddr, LinkOrder, ProgramError, SchedClassifier, TcAttachType,
+};
+
+use super::AttachMode;
+use super::error::{Error, chain};
+use super::pins::{Pins, remove_file};
+use super::sys;
+
+/// The programs at interfaces that face pods.
+pub(super) const INTERFACE_PROGRAMS: [(&str, TcAttachType); 2] =
+    [("from_pod", TcAttachType::Ingress), ("to_pod", TcAttachType::Egress)];
+
+/// The programs at the cgroup; each one's name is that of its hook.
+pub(super) const SOCKET_PROGRAMS: [&str; 8] =
+    ["connect4", "connect6", "sendmsg4", "sendmsg6", "recvmsg4", "recvmsg6", "getpeername4", "getpeername6"];
+
+/// Where podnet's clsact filters stand among others at the same interface.
+const FILTER_PRIORITY: u16 = 10;
+const FILTER_HANDLE: TcHandle = TcHandle::new(0, 1);
+
+/// The name of a pin in the directory of links.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Pin {
+    /// A tcx link.
+    Tcx { index: u32, direction: TcAttachType },
+    /// The program of a clsact filter.
+    Filter { index: u32, direction: TcAttachType },
+    /// A cgroup link.
+    Cgroup { hook: String, cgroup: u64 },
+}
+
+impl Pin {
+    /// The interface that it belongs to.
+    pub(super) const fn interface(&self) -> Option<u32> {
+        match self {
+            Self::Tcx { index, .. } | Self::Filter { index, .. } => Some(*index),
+            Self::Cgroup { .. } => None,
+        }
+    }
+}
+
+pub(super) const fn direction_name(direction: TcAttachType) -> &'static str {
+    match direction {
+        TcAttachType::Ingress => "ingress",
+        _ => "egress",
+    }
+}
+
+impl fmt::Display for Pin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tcx { index, direction } => write!(f, "tcx-{index}-{}", direction_name(*direction)),
+            Self::Filter { index, direction } => write!(f, "clsact-{index}-{}", direction_name(*direction)),
+            Self::Cgroup { hook, cgroup } => write!(f, "cgroup-{hook}-{cgroup}"),
+        }
+    }
+}
+
+impl FromStr for Pin {
+    type Err = ();
+
+    fn from_str(name: &str) -> Result<Self, ()> {
+        let mut parts = name.split('-');
+        let (Some(kind), Some(first), Some(second), None) =
+            (parts.next(), parts.next(), parts.next(), parts.next())
+        else {
+            return Err(());
+        };
+        let direction = || match second {
+            "ingress" => Ok(TcAttachType::Ingress),
+            "egress" => Ok(TcAttachType::Egress),
+            _ => Err(()),
+        };
+        let index = || first.parse().map_err(drop);
+        match kind {
+            "tcx" => Ok(Self::Tcx { index: index()?, direction: direction()? }),
+            "clsact" => Ok(Self::Filter { index: index()?, direction: direction()? }),
+            "cgroup" => Ok(Self::Cgroup { hook: first.to_owned(), cgroup: second.parse().map_err(drop)? }),
+            _ => Err(()),
+        }
+    }
+}
+
+/// All pins of links that podnet has made.
+pub(super) fn pinned(pins: &Pins) -> Result<Vec<Pin>, Error> {
+    Ok(pins.link_names()?.iter().filter_map(|name| name.parse().ok()).collect())
+}
+
+/// Attaches both programs to an interface, or replaces those that an earlier agent has left there.
+pub(super) fn attach_interface(
+    ebpf: &mut Ebpf,
+    pins: &Pins,
+    mode: AttachMode,
+    index: u32,
+    name: &str,
+) -> Result<(), Error> {
+    for (program, direction) in INTERFACE_PROGRAMS {
+        let classifier: &mut SchedClassifier = program_mut(ebpf, program)?;
+        let failed = |reason: String| Error::Attach { program, target: name.to_owned(), reason };
+        let tcx = match mode {
+            AttachMode::Clsact => None,
+            AttachMode::Tcx | AttachMode::Auto => Some(attach_tcx(classifier, pins, index, name, direction)),
+        };
+        match tcx {
+            Some(Ok(())) => forget(pins, &Pin::Filter { index, direction })?,
+            Some(Err(error)) if mode == AttachMode::Tcx || !unsupported(&error) => {
+                return Err(failed(chain(&error)));
+            }
+            Some(Err(_)) | None => {
+                attach_filter(classifier, pins, index, name, direction)
+                    .map_err(|error| failed(chain(&error)))?;
+                forget(pins, &Pin::Tcx { index, direction })?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Detaches both programs from an interface, which may be gone already.
+pub(super) fn detach_interface(pins: &Pins, index: u32) -> Result<(), Error> {
+    for (_, direction) in INTERFACE_PROGRAMS {
+        forget(pins, &Pin::Tcx { index, direction })?;
+        forget(pins, &Pin::Filter { index, direction })?;
+    }
+    Ok(())
+}
+
+/// Whether an error says that this kernel has no tcx (Linux 6.6).
+fn unsupported(error: &ProgramError) -> bool {
+    let mut next: Option<&dyn std::error::Error> = Some(error);
+    while let Some(cause) = next {
+        if let Some(io) = cause.downcast_ref::<io::Error>() {
+            return io.raw_os_error() == Some(nix::libc::EINVAL);
+        }
+        next = cause.source();
+    }
+    false
+}
+
+fn attach_tcx(
+    program: &mut SchedClassifier,
+    pins: &Pins,
+    index: u32,
+    name: &str,
+    direction: TcAttachType,
+) -> Result<(), ProgramError> {
+    let path = pins.links().join(Pin::Tcx { index, direction }.to_string());
+    if let Ok(pinned) = PinnedLink::from_pin(&path) {
+        let link = SchedClassifierLink::try_from(FdLink::from(pinned)).map_err(wrapped)?;
+        if let Ok(id) = program.attach_to_link(link) {
+            drop(program.take_link(id)?);
+            return Ok(());
+        }
+        // The interface it was attached to is gone, and another one has got its index.
+        fs::remove_file(&path).map_err(ProgramError::IOError)?;
+    }
+    let options = TcAttachOptions::TcxOrder(LinkOrder::first());
+    let id = program.attach_with_options(name, direction, options)?;
+    let link = FdLink::try_from(program.take_link(id)?).map_err(wrapped)?;
+    link.pin(&path).map_err(wrapped)?;
+    Ok(())
+}
+
+fn attach_filter(
+    program: &mut SchedClassifier,
+    pins: &Pins,
+    index: u32,
+    name: &str,
+    direction: TcAttachType,
+) -> Result<(), ProgramError> {
+    // An error says that the qdisc is there already, or comes again with the filter.
+    let _ = qdisc_add_clsact(name);
+    let path = pins.links().join(Pin::Filter { index, direction }.to_string());
+    let ours = SchedClassifierLink::attached(name, direction, FILTER_PRIORITY, FILTER_HANDLE, None)
+        .map_err(ProgramError::IOError)?;
+    let id = if path.exists() {
+        fs::remove_file(&path).map_err(ProgramError::IOError)?;
+        program.attach_to_link(ours)?
+    } else {
+        std::mem::forget(ours);
+        let options = NlOptions { priority: FILTER_PRIORITY, handle: FILTER_HANDLE, classid: None };
+        program.attach_with_options(name, direction, TcAttachOptions::Netlink(options))?
+    };
+    // Dropping the link would detach the filter.
+    std::mem::forget(program.take_link(id)?);
+    program.pin(&path).map_err(wrapped)
+}
+
+/// An error of aya's that is no [`ProgramError`], as one.
+fn wrapped(error: impl std::error::Error + Send + Sync + 'static) -> ProgramError {
+    ProgramError::IOError(io::Error::other(error))
+}
+
+/// Removes a pin and with it what it holds in place, if there is one.
+pub(super) fn forget(pins: &Pins, pin: &Pin) -> Result<(), Error> {
+    let name = pin.to_string();
+    let path = pins.links().join(&name);
+    if path.exists() {
+        detach_filter(&name)?;
+        remove_file(&path)?;
+    }
+    Ok(())
+}
+
+/// Removes the clsact filter that the pin called `name` stands for. Other pins, and interfaces that are no
+/// more, need nothing.
+pub(super) fn detach_filter(name: &str) -> Result<(), Error> {
+    let Ok(Pin::Filter { index, direction }) = name.parse() else { return Ok(()) };
+    let Ok(interface) = nix::net::if_::if_indextoname(index) else { return Ok(()) };
+    let interface = interface.to_string_lossy();
+    let link = SchedClassifierLink::attached(&interface, direction, FILTER_PRIORITY, FILTER_HANDLE, None);
+    // A link that is dropped detaches its filter.
+    link.map(drop).map_err(|error| Error::Attach {
+        program: "filter",
+        target: interface.into_owned(),
+        reason: format!("cannot be detached: {error}"),
+    })
+}
+
+/// Attaches all socket programs to `cgroup`, or replaces those that an earlier agent has left there, and
+/// removes those at other cgroups.
+pub(super) fn attach_sockets(ebpf: &mut Ebpf, pins: &Pins, cgroup: &Path) -> Result<(), Error> {
+    let file = fs::File::open(cgroup).map_err(|source| Error::File {
+        action: "opening",
+        path: cgroup.to_owned(),
+        source,
+    })?;
+    // A cgroup's id is its directory's inode number.
+    let id = file
+        .metadata()
+        .map_err(|source| Error::File { action: "looking at", path: cgroup.to_owned(), source })?
+        .ino();
+    for name in SOCKET_PROGRAMS {
+        let program: &mut CgroupSockAddr = program_mut(ebpf, name)?;
+        let failed =
+            |reason: String| Error::Attach { program: name, target: cgroup.display().to_string(), reason };
+        let path = pins.links().join(Pin::Cgroup { hook: name.to_owned(), cgroup: id }.to_string());
+        if let Ok(link) = sys::open_pin(&path) {
+            let fd = program.fd().map_err(|error| failed(chain(&error)))?;
+            sys::replace_program(link.as_fd(), fd).map_err(|error| failed(error.to_string()))?;
+            continue;
+        }
+        let id = program.attach(&file, CgroupAttachMode::Single).map_err(|error| failed(chain(&error)))?;
+        let link: FdLink = program
+            .take_link(id)
+            .map_err(|error| failed(chain(&error)))?
+            .try_into()
+            .map_err(|error| failed(chain(&error)))?;
+        link.pin(&path)?;
+    }
+    detach_sockets(pins, Some(id))
+}
+
+/// Removes the socket programs from all cgroups but `keep`.
+pub(super) fn detach_sockets(pins: &Pins, keep: Option<u64>) -> Result<(), Error> {
+    for pin in pinned(pins)? {
+        if let Pin::Cgroup { cgroup, .. } = &pin
+            && Some(*cgroup) != keep
+        {
+            forget(pins, &pin)?;
+        }
+    }
+    Ok(())
+}
+
+/// The program called `name`, as its type.
+pub(super) fn program_mut<'a, P>(ebpf: &'a mut Ebpf, name: &'static str) -> Result<&'a mut P, Error>
+where
+    &'a mut P: TryFrom<&'a mut aya::programs::Program, Error = ProgramError>,
+{
+    let source = || ProgramError::IOError(io::Error::other("it is not in the object"));
+    let program = ebpf.program_mut(name).ok_or_else(|| Error::Load { program: name, source: source() })?;
+    program.try_into().map_err(|source| Error::Load { program: name, source })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pins_name_tells_what_it_is() {
+        for pin in [
+            Pin::Tcx { index: 7, direction: TcAttachType::Ingress },
+            Pin::Filter { index: 12, direction: TcAttachType::Egress },
+            Pin::Cgroup { hook: "connect4".to_owned(), cgroup: u64::MAX },
+        ] {
+            assert_eq!(pin.to_string().parse(), Ok(pin));
+        }
+        for foreign in ["", "tcx", "tcx-x-ingress", "tcx-1-sideways", "tcx-1-ingress-2", "xdp-1-ingress"] {
+            assert_eq!(foreign.parse::<Pin>(), Err(()));
+        }
+    }
+}

@@ -1,0 +1,184 @@
+//! Loading the programs, and making or adopting the maps they work on.
+
+use std::path::{Path, PathBuf};
+
+use aya::programs::{CgroupSockAddr, SchedClassifier};
+use aya::{Ebpf, EbpfLoader, include_bytes_aligned};
+use podnet_common::abi;
+
+use super::attach::{self, INTERFACE_PROGRAMS, Pin, SOCKET_PROGRAMS, program_mut};
+use super::error::Error;
+use super::pins::{Pins, remove_file};
+use super::tables::{Tables, sizes};
+use super::{AttachMode, Settings, SocketLb, sys};
+use crate::changes::{Capacity, Changes, Snapshot};
+
+static OBJECT: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/podnet-ebpf.o"));
+
+/// The eBPF object, if this binary was built with one.
+pub(super) fn object() -> Result<&'static [u8], Error> {
+    if OBJECT.is_empty() { Err(Error::NoObject) } else { Ok(OBJECT) }
+}
+
+/// The kernel's side of podnet: loaded programs and open maps.
+pub struct Dataplane {
+    ebpf: Ebpf,
+    tables: Tables,
+    pins: Pins,
+    attach: AttachMode,
+    cgroup: Option<PathBuf>,
+}
+
+impl Dataplane {
+    /// Loads the programs over the maps that are pinned, or over new ones. Attaches nothing: traffic goes
+    /// on as it does until [`attach_interface`](Self::attach_interface) and
+    /// [`attach_sockets`](Self::attach_sockets).
+    ///
+    /// # Errors
+    /// When the directory is not on a bpffs, there is no cgroup, rights are missing, the kernel refuses a
+    /// program, or a map cannot get the size asked for.
+    pub fn open(settings: &Settings) -> Result<Self, Error> {
+        let cgroup = match settings.socket_lb {
+            SocketLb::Off => None,
+            SocketLb::All | SocketLb::Host => Some(find_cgroup(settings.cgroup.as_deref())?),
+        };
+        let pins = Pins::at(&settings.bpffs);
+        pins.create()?;
+        let resized = put_aside(&pins, &settings.capacity)?;
+        let mut ebpf = load(settings, &pins.maps())?;
+        let tables = Tables::open(&pins.maps())?;
+        for old in resized {
+            tables.copy_from(&old)?;
+        }
+        for (name, _) in INTERFACE_PROGRAMS {
+            let program: &mut SchedClassifier = program_mut(&mut ebpf, name)?;
+            program.load().map_err(|source| Error::Load { program: name, source })?;
+        }
+        if cgroup.is_some() {
+            for name in SOCKET_PROGRAMS {
+                let program: &mut CgroupSockAddr = program_mut(&mut ebpf, name)?;
+                program.load().map_err(|source| Error::Load { program: name, source })?;
+            }
+        }
+        Ok(Self { ebpf, tables, pins, attach: settings.attach, cgroup })
+    }
+
+    /// Reads what the maps hold.
+    ///
+    /// # Errors
+    /// When a map cannot be read.
+    pub fn snapshot(&self) -> Result<Snapshot, Error> {
+        self.tables.snapshot()
+    }
+
+    /// Carries out `changes`, in the order of its fields.
+    ///
+    /// # Errors
+    /// When a map is full or cannot be written; what was written before stays.
+    pub fn apply(&mut self, changes: &Changes) -> Result<(), Error> {
+        self.tables.apply(changes)
+    }
+
+    /// Attaches the programs to the interface `name`, or replaces those of an earlier agent.
+    ///
+    /// # Errors
+    /// When the kernel refuses; [`AttachMode::Auto`] has then tried tcx and clsact.
+    pub fn attach_interface(&mut self, index: u32, name: &str) -> Result<(), Error> {
+        attach::attach_interface(&mut self.ebpf, &self.pins, self.attach, index, name)
+    }
+
+    /// Detaches the programs from an interface; one that is gone is fine.
+    ///
+    /// # Errors
+    /// When a pin cannot be removed.
+    pub fn detach_interface(&mut self, index: u32) -> Result<(), Error> {
+        attach::detach_interface(&self.pins, index)
+    }
+
+    /// The indexes of the interfaces that this or an earlier agent has attached programs to.
+    ///
+    /// # Errors
+    /// When the pins cannot be read.
+    pub fn attached_interfaces(&self) -> Result<Vec<u32>, Error> {
+        let mut all: Vec<u32> = attach::pinned(&self.pins)?.iter().filter_map(Pin::interface).collect();
+        all.sort_unstable();
+        all.dedup();
+        Ok(all)
+    }
+
+    /// Attaches the socket programs to the cgroup, or replaces those of an earlier agent; removes them
+    /// where sockets are to be left alone.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn attach_sockets(&mut self) -> Result<(), Error> {
+        match &self.cgroup {
+            Some(cgroup) => attach::attach_sockets(&mut self.ebpf, &self.pins, cgroup),
+            None => attach::detach_sockets(&self.pins, None),
+        }
+    }
+
+    /// The kernel memory of each map, in bytes, the largest first.
+    ///
+    /// # Errors
+    /// When a map's information cannot be read.
+    pub fn memory(&self) -> Result<Vec<(&'static str, u64)>, Error> {
+        self.tables.memory()
+    }
+}
+
+/// Loads the object with the settings' map sizes and variables.
+fn load(settings: &Settings, maps: &Path) -> Result<Ebpf, Error> {
+    let netns = match settings.socket_lb {
+        SocketLb::Host => sys::netns_cookie().map_err(|source| Error::Table {
+            action: "asking for this network namespace's cookie, for",
+            table: abi::SOCKET_NETNS,
+            source,
+        })?,
+        SocketLb::All | SocketLb::Off => 0,
+    };
+    let mut loader = EbpfLoader::new();
+    // The kernel's own BTF is only needed for relocations, which these programs have none of.
+    loader.btf(None).default_map_pin_directory(maps).override_global(abi::SOCKET_NETNS, &netns, true);
+    for (name, entries) in sizes(&settings.capacity) {
+        loader.map_max_entries(name, entries);
+    }
+    Ok(loader.load(object()?)?)
+}
+
+/// Takes the pins of maps whose size is to change away, and returns the maps, so that the loader makes new
+/// ones. The old ones go on serving the attached programs until those are replaced.
+fn put_aside(pins: &Pins, capacity: &Capacity) -> Result<Vec<Tables>, Error> {
+    if !pins.exist() {
+        return Ok(Vec::new());
+    }
+    let old = Tables::open(&pins.maps())?;
+    let changed = old.resized(capacity)?;
+    for name in &changed {
+        remove_file(&pins.map(name))?;
+    }
+    Ok(if changed.is_empty() { Vec::new() } else { vec![old] })
+}
+
+/// The cgroup asked for, or the root of the cgroup2 hierarchy.
+pub(super) fn find_cgroup(asked: Option<&Path>) -> Result<PathBuf, Error> {
+    const CGROUP2_SUPER_MAGIC: i64 = 0x6367_7270;
+    let is_cgroup2 = |path: &Path| matches!(sys::file_system(path), Ok(CGROUP2_SUPER_MAGIC));
+    if let Some(path) = asked {
+        return if is_cgroup2(path) {
+            Ok(path.to_owned())
+        } else {
+            Err(Error::NoCgroup { place: format!("at {}", path.display()) })
+        };
+    }
+    let mounts = std::fs::read_to_string("/proc/self/mounts").unwrap_or_default();
+    mounts
+        .lines()
+        .filter_map(|line| {
+            let mut fields = line.split(' ').skip(1);
+            let path = fields.next()?;
+            (fields.next()? == "cgroup2").then(|| PathBuf::from(path))
+        })
+        .find(|path| is_cgroup2(path))
+        .ok_or_else(|| Error::NoCgroup { place: "in the mount table".to_owned() })
+}

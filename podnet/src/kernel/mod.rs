@@ -1,0 +1,70 @@
+//! The edge to the kernel: loading programs, attaching them, reading and writing maps.
+//!
+//! Everything that outlives the agent is pinned under one directory of bpffs:
+//!
+//! ```text
+//! <bpffs>/v<LAYOUT>/maps/<NAME>                      the maps of podnet_common::abi
+//! <bpffs>/v<LAYOUT>/links/tcx-<ifindex>-<direction>  programs at an interface
+//! <bpffs>/v<LAYOUT>/links/cgroup-<hook>-<cgroup id>  programs at a cgroup
+//! ```
+//!
+//! Links keep programs attached while no agent runs; the next agent finds them by name and replaces their
+//! programs in place.
+
+mod attach;
+mod error;
+mod load;
+mod pins;
+mod probe;
+mod sys;
+mod tables;
+mod view;
+
+use std::path::PathBuf;
+
+use crate::changes::Capacity;
+
+pub use error::Error;
+pub use load::Dataplane;
+pub use pins::cleanup;
+pub use probe::{Finding, Level, probe};
+pub use view::{Attachment, View};
+
+/// How the kernel side is set up.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// podnet's own directory on a bpffs.
+    pub bpffs: PathBuf,
+    /// The cgroup whose sockets are led to backends; the root of the cgroup2 hierarchy when absent.
+    pub cgroup: Option<PathBuf>,
+    /// Whose sockets those are.
+    pub socket_lb: SocketLb,
+    /// How programs are attached to interfaces.
+    pub attach: AttachMode,
+    /// The maps' sizes.
+    pub capacity: Capacity,
+}
+
+/// Whose `connect()` and datagrams are led to backends at the socket layer.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum SocketLb {
+    /// All processes' in the cgroup.
+    #[default]
+    All,
+    /// Those of the agent's own network namespace only; pods' packets are translated at their interfaces.
+    Host,
+    /// Nobody's.
+    Off,
+}
+
+/// How programs are attached to interfaces.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum AttachMode {
+    /// By tcx where the kernel has it, else by clsact.
+    #[default]
+    Auto,
+    /// By tcx links (Linux 6.6).
+    Tcx,
+    /// By filters of the clsact qdisc.
+    Clsact,
+}

@@ -1,0 +1,125 @@
+//! The pin directory: where it is, what is in it, and how to be rid of it.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use podnet_common::abi;
+
+use super::attach;
+use super::error::Error;
+use super::sys;
+
+/// `BPF_FS_MAGIC` of include/uapi/linux/magic.h.
+const BPF_FS_MAGIC: i64 = 0xcafe_4a11;
+
+/// The directories of this layout version under podnet's own directory on bpffs.
+pub(super) struct Pins {
+    root: PathBuf,
+}
+
+impl Pins {
+    /// The pins under `bpffs`.
+    pub(super) fn at(bpffs: &Path) -> Self {
+        Self { root: bpffs.join(format!("v{}", abi::LAYOUT)) }
+    }
+
+    /// Makes the directories, if they are not there.
+    pub(super) fn create(&self) -> Result<(), Error> {
+        on_bpffs(&self.root)?;
+        for directory in [self.maps(), self.links()] {
+            fs::create_dir_all(&directory).map_err(|source| Error::File {
+                action: "creating",
+                path: directory,
+                source,
+            })?;
+        }
+        Ok(())
+    }
+
+    /// Whether there is anything.
+    pub(super) fn exist(&self) -> bool {
+        self.maps().join(abi::FRONTENDS).exists()
+    }
+
+    pub(super) fn maps(&self) -> PathBuf {
+        self.root.join("maps")
+    }
+
+    pub(super) fn map(&self, name: &str) -> PathBuf {
+        self.maps().join(name)
+    }
+
+    pub(super) fn links(&self) -> PathBuf {
+        self.root.join("links")
+    }
+
+    /// The names of all pinned links, sorted.
+    pub(super) fn link_names(&self) -> Result<Vec<String>, Error> {
+        names(&self.links())
+    }
+}
+
+/// Checks that `path`, or its nearest ancestor that exists, is on a bpffs.
+pub(super) fn on_bpffs(path: &Path) -> Result<(), Error> {
+    let existing = path.ancestors().find(|ancestor| ancestor.exists()).unwrap_or(Path::new("/"));
+    match sys::file_system(existing) {
+        Ok(BPF_FS_MAGIC) => Ok(()),
+        Ok(_) => Err(Error::NotBpffs { path: path.parent().unwrap_or(path).to_owned() }),
+        Err(source) => Err(Error::File { action: "looking at", path: existing.to_owned(), source }),
+    }
+}
+
+fn names(directory: &Path) -> Result<Vec<String>, Error> {
+    let fail = |source| Error::File { action: "reading", path: directory.to_owned(), source };
+    let entries = match fs::read_dir(directory) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(fail(error)),
+    };
+    let mut names = Vec::new();
+    for entry in entries {
+        names.push(entry.map_err(fail)?.file_name().to_string_lossy().into_owned());
+    }
+    names.sort();
+    Ok(names)
+}
+
+pub(super) fn remove_file(path: &Path) -> Result<(), Error> {
+    fs::remove_file(path).map_err(|source| Error::File { action: "removing", path: path.to_owned(), source })
+}
+
+/// Removes all that podnet has left in the kernel under `bpffs`, of any layout version: links first, so
+/// that no packet meets a half-removed dataplane. Returns what was removed.
+///
+/// # Errors
+/// The first thing that could not be removed; what was removed before stays so.
+pub fn cleanup(bpffs: &Path) -> Result<Vec<String>, Error> {
+    let mut removed = Vec::new();
+    for version in names(bpffs)? {
+        if !version.starts_with('v') {
+            continue;
+        }
+        for kind in ["links", "maps"] {
+            let directory = bpffs.join(&version).join(kind);
+            for name in names(&directory)? {
+                attach::detach_filter(&name)?;
+                remove_file(&directory.join(&name))?;
+                removed.push(format!("{} {name}", kind.trim_end_matches('s')));
+            }
+            remove_directory(&directory)?;
+        }
+        remove_directory(&bpffs.join(&version))?;
+    }
+    remove_directory(bpffs)?;
+    Ok(removed)
+}
+
+fn remove_directory(path: &Path) -> Result<(), Error> {
+    match fs::remove_dir(path) {
+        Err(source) if source.kind() != io::ErrorKind::NotFound => {
+            Err(Error::File { action: "removing", path: path.to_owned(), source })
+        }
+        _ => Ok(()),
+    }
+}

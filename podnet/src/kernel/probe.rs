@@ -1,0 +1,216 @@
+//! Whether this machine can run podnet: every feature is tried, none concluded from a version.
+
+use std::fs;
+use std::path::Path;
+
+use aya::programs::{CgroupSockAddr, LinkOrder, SchedClassifier, TcAttachType, tc::TcAttachOptions};
+use aya::{Ebpf, EbpfLoader};
+use nix::sched::{CloneFlags, unshare};
+
+use super::attach::{INTERFACE_PROGRAMS, SOCKET_PROGRAMS, program_mut};
+use super::error::{Error, chain};
+use super::load::{find_cgroup, object};
+use super::pins::on_bpffs;
+use super::{Settings, SocketLb};
+
+/// How much a finding matters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Level {
+    /// As it should be.
+    Ok,
+    /// podnet runs, but not as well as it could.
+    Warning,
+    /// podnet does not run.
+    Failure,
+}
+
+/// What was found out about one feature.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Finding {
+    /// The feature.
+    pub what: String,
+    /// How much it matters.
+    pub level: Level,
+    /// What was found.
+    pub detail: String,
+    /// What to do about it.
+    pub hint: Option<String>,
+}
+
+impl Finding {
+    fn ok(what: &str, detail: impl Into<String>) -> Self {
+        Self { what: what.to_owned(), level: Level::Ok, detail: detail.into(), hint: None }
+    }
+
+    fn bad(what: &str, level: Level, detail: impl Into<String>, hint: &str) -> Self {
+        Self { what: what.to_owned(), level, detail: detail.into(), hint: Some(hint.to_owned()) }
+    }
+}
+
+/// Tries what `settings` need. Programs are loaded over maps of their own and attached only to the
+/// loopback interface of a network namespace made for it; nothing stays.
+pub fn probe(settings: &Settings) -> Vec<Finding> {
+    let mut findings = vec![rights(), bpffs(&settings.bpffs), btf()];
+    match load() {
+        Ok(mut ebpf) => {
+            findings.push(programs(&mut ebpf));
+            findings.push(tcx(&mut ebpf));
+            if settings.socket_lb != SocketLb::Off {
+                findings.push(sockets(&mut ebpf));
+            }
+        }
+        Err(error) => findings.push(Finding::bad(
+            "kernel programs",
+            Level::Failure,
+            error.to_string(),
+            "run as root on Linux 5.18 or newer, with BPF not locked down",
+        )),
+    }
+    if settings.socket_lb != SocketLb::Off {
+        findings.push(match find_cgroup(settings.cgroup.as_deref()) {
+            Ok(path) => Finding::ok("cgroup2", path.display().to_string()),
+            Err(error) => Finding::bad(
+                "cgroup2",
+                Level::Failure,
+                error.to_string(),
+                "mount one, name one with --cgroup, or use --socket-lb off",
+            ),
+        });
+    }
+    findings.extend(["net.ipv4.ip_forward", "net.ipv6.conf.all.forwarding"].map(forwarding));
+    findings
+}
+
+/// The effective capabilities by their bits in capabilities(7).
+fn rights() -> Finding {
+    const NEEDED: [(&str, u32); 3] = [("CAP_NET_ADMIN", 12), ("CAP_PERFMON", 38), ("CAP_BPF", 39)];
+    const SYS_ADMIN: u32 = 21;
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let effective = status
+        .lines()
+        .find_map(|line| line.strip_prefix("CapEff:"))
+        .and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok())
+        .unwrap_or(0);
+    let has = |bit: u32| effective & 1 << bit != 0;
+    // Before they were split off, CAP_SYS_ADMIN stood for the other two.
+    let missing: Vec<&str> = NEEDED
+        .iter()
+        .filter(|(name, bit)| !(has(*bit) || has(SYS_ADMIN) && *name != "CAP_NET_ADMIN"))
+        .map(|(name, _)| *name)
+        .collect();
+    if missing.is_empty() {
+        Finding::ok("rights", "all capabilities that podnet needs")
+    } else {
+        Finding::bad("rights", Level::Failure, format!("without {}", missing.join(", ")), "run as root")
+    }
+}
+
+fn bpffs(path: &Path) -> Finding {
+    match on_bpffs(path) {
+        Ok(()) => Finding::ok("bpffs", path.display().to_string()),
+        Err(error) => Finding::bad(
+            "bpffs",
+            Level::Failure,
+            error.to_string(),
+            "mount -t bpf bpf /sys/fs/bpf, or name another with --bpffs",
+        ),
+    }
+}
+
+fn btf() -> Finding {
+    const BTF: &str = "/sys/kernel/btf/vmlinux";
+    if Path::new(BTF).exists() {
+        Finding::ok("BTF", BTF)
+    } else {
+        Finding::bad(
+            "BTF",
+            Level::Warning,
+            "the kernel describes no types of its own",
+            "podnet runs without; a kernel with CONFIG_DEBUG_INFO_BTF lets bpftool show its maps by field",
+        )
+    }
+}
+
+/// The object over small maps that are not pinned.
+fn load() -> Result<Ebpf, Error> {
+    let directory = tempfile::Builder::new().prefix("podnet-check-").tempdir_in("/sys/fs/bpf");
+    let directory = directory.map_err(|source| Error::File {
+        action: "making a directory in",
+        path: "/sys/fs/bpf".into(),
+        source,
+    })?;
+    let loaded = EbpfLoader::new().btf(None).default_map_pin_directory(directory.path()).load(object()?);
+    Ok(loaded?)
+}
+
+fn programs(ebpf: &mut Ebpf) -> Finding {
+    for (name, _) in INTERFACE_PROGRAMS {
+        let loaded = program_mut::<SchedClassifier>(ebpf, name)
+            .and_then(|program| program.load().map_err(|source| Error::Load { program: name, source }));
+        if let Err(error) = loaded {
+            return Finding::bad(
+                "programs at interfaces",
+                Level::Failure,
+                chain(&error),
+                "podnet needs Linux 5.18 or newer",
+            );
+        }
+    }
+    Finding::ok("programs at interfaces", "the verifier accepts them")
+}
+
+fn sockets(ebpf: &mut Ebpf) -> Finding {
+    for name in SOCKET_PROGRAMS {
+        let loaded = program_mut::<CgroupSockAddr>(ebpf, name)
+            .and_then(|program| program.load().map_err(|source| Error::Load { program: name, source }));
+        if let Err(error) = loaded {
+            return Finding::bad(
+                "programs at sockets",
+                Level::Failure,
+                chain(&error),
+                "use --socket-lb off; podnet's socket layer needs Linux 5.18 or newer",
+            );
+        }
+    }
+    Finding::ok("programs at sockets", "the verifier accepts them")
+}
+
+/// Whether the kernel has tcx. A thread in a network namespace of its own tries it at `lo`.
+fn tcx(ebpf: &mut Ebpf) -> Finding {
+    let tried = std::thread::scope(|scope| {
+        scope
+            .spawn(|| -> Result<(), String> {
+                unshare(CloneFlags::CLONE_NEWNET).map_err(|error| error.to_string())?;
+                let program: &mut SchedClassifier =
+                    program_mut(ebpf, "from_pod").map_err(|error| error.to_string())?;
+                let options = TcAttachOptions::TcxOrder(LinkOrder::first());
+                let attached = program.attach_with_options("lo", TcAttachType::Ingress, options);
+                let id = attached.map_err(|error| chain(&error))?;
+                program.detach(id).map_err(|error| chain(&error))
+            })
+            .join()
+            .unwrap_or_else(|_| Err("the attempt ended early".to_owned()))
+    });
+    match tried {
+        Ok(()) => Finding::ok("tcx", "programs are replaced in place"),
+        Err(error) => Finding::bad(
+            "tcx",
+            Level::Warning,
+            error,
+            "podnet uses clsact filters instead; Linux 6.6 or newer has tcx",
+        ),
+    }
+}
+
+fn forwarding(setting: &str) -> Finding {
+    let path = format!("/proc/sys/{}", setting.replace('.', "/"));
+    match fs::read_to_string(path).as_deref().map(str::trim) {
+        Ok("1" | "2") => Finding::ok(setting, "packets are forwarded"),
+        _ => Finding::bad(
+            setting,
+            Level::Warning,
+            "packets of this family are not forwarded",
+            "pods reach each other only if the node forwards; most CNIs set this",
+        ),
+    }
+}

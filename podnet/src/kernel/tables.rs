@@ -1,0 +1,319 @@
+//! The pinned maps as tables: read whole, written in batches.
+
+use std::fs;
+use std::io;
+use std::marker::PhantomData;
+use std::mem::size_of;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::path::Path;
+
+use aya::maps::MapData;
+use nix::libc;
+use podnet_common::abi::{self, ServiceName};
+use podnet_common::conntrack::{Flow, Tuple};
+use podnet_common::service::{Backend, BackendId, Frontend, FrontendKey, ServiceId};
+use podnet_common::socket::{Peer, PeerKey};
+use podnet_common::verdict::Reason;
+use zerocopy::{FromBytes, Immutable, IntoBytes};
+
+use super::error::Error;
+use super::sys::{self, Cursor, Step};
+use crate::changes::{Capacity, Changes, Snapshot};
+
+/// How many entries one system call carries.
+const BATCH: usize = 16_384;
+
+/// A map with keys `K` and values `V`.
+pub(super) struct Table<K, V> {
+    map: MapData,
+    name: &'static str,
+    flag: &'static str,
+    capacity: u32,
+    types: PhantomData<(K, V)>,
+}
+
+/// What lies in a map as plain bytes.
+pub(super) trait Plain: FromBytes + IntoBytes + Immutable + Copy {}
+
+impl<T: FromBytes + IntoBytes + Immutable + Copy> Plain for T {}
+
+impl<K: Plain, V: Plain> Table<K, V> {
+    /// Opens the map pinned as `name` in `maps`.
+    pub(super) fn open(maps: &Path, name: &'static str) -> Result<Self, Error> {
+        let map = MapData::from_pin(maps.join(name))?;
+        let info = map.info()?;
+        let sizes = (info.key_size() as usize, info.value_size() as usize);
+        if sizes != (size_of::<K>(), size_of::<V>()) {
+            let source = io::Error::other(format!("its entries are of {sizes:?} bytes, another podnet's"));
+            return Err(Error::Table { action: "opening", table: name, source });
+        }
+        Ok(Self { capacity: info.max_entries(), map, name, flag: flag_of(name), types: PhantomData })
+    }
+
+    /// Whether `wanted` is another size than the map has.
+    ///
+    /// # Errors
+    /// [`Error::Shrink`] if it is smaller than what is in `used`.
+    fn changes_size(&self, wanted: u32, used: impl FnOnce(&[(K, V)]) -> usize) -> Result<bool, Error> {
+        if wanted < self.capacity {
+            let used = u32::try_from(used(&self.entries()?)).unwrap_or(u32::MAX);
+            if used > wanted {
+                return Err(Error::Shrink { table: self.name, used, wanted, flag: self.flag });
+            }
+        }
+        Ok(wanted != self.capacity)
+    }
+
+    pub(super) const fn capacity(&self) -> u32 {
+        self.capacity
+    }
+
+    fn fd(&self) -> BorrowedFd<'_> {
+        self.map.fd().as_fd()
+    }
+
+    fn error(&self, action: &'static str, source: io::Error) -> Error {
+        Error::Table { action, table: self.name, source }
+    }
+
+    /// Writes entries, new ones and in place of others.
+    pub(super) fn insert(&self, entries: &[(K, V)]) -> Result<(), Error> {
+        for chunk in entries.chunks(BATCH) {
+            let keys: Vec<u8> = chunk.iter().flat_map(|(key, _)| key.as_bytes()).copied().collect();
+            let values: Vec<u8> = chunk.iter().flat_map(|(_, value)| value.as_bytes()).copied().collect();
+            let count = u32::try_from(chunk.len()).expect("a batch is small");
+            sys::update_batch(self.fd(), &keys, &values, count).map_err(|(_, error)| {
+                match error.raw_os_error() {
+                    Some(libc::E2BIG) => {
+                        Error::Full { table: self.name, capacity: self.capacity, flag: self.flag }
+                    }
+                    _ => self.error("writing", error),
+                }
+            })?;
+        }
+        Ok(())
+    }
+
+    /// Removes entries; those that are not there do not matter.
+    pub(super) fn remove(&self, keys: &[K]) -> Result<(), Error> {
+        let mut rest = keys;
+        while !rest.is_empty() {
+            let chunk = &rest[..rest.len().min(BATCH)];
+            let bytes: Vec<u8> = chunk.iter().flat_map(IntoBytes::as_bytes).copied().collect();
+            let count = u32::try_from(chunk.len()).expect("a batch is small");
+            rest = match sys::delete_batch(self.fd(), &bytes, count) {
+                Ok(()) => &rest[chunk.len()..],
+                Err((done, error)) if error.raw_os_error() == Some(libc::ENOENT) => {
+                    &rest[done as usize + 1..]
+                }
+                Err((_, error)) => return Err(self.error("removing from", error)),
+            };
+        }
+        Ok(())
+    }
+
+    /// Reads all entries.
+    pub(super) fn entries(&self) -> Result<Vec<(K, V)>, Error> {
+        let mut batch = BATCH.min(self.capacity as usize).max(64);
+        let mut all = Vec::new();
+        let mut cursor = Cursor::start();
+        loop {
+            let mut keys = vec![0; batch * size_of::<K>()];
+            let mut values = vec![0; batch * size_of::<V>()];
+            let count = u32::try_from(batch).expect("a batch is small");
+            let step = match sys::lookup_batch(self.fd(), &mut cursor, &mut keys, &mut values, count) {
+                Ok(step) => step,
+                Err(error) if error.raw_os_error() == Some(libc::ENOSPC) => {
+                    batch *= 2;
+                    continue;
+                }
+                Err(error) => return Err(self.error("reading", error)),
+            };
+            let (found, end) = match step {
+                Step::More(found) => (found as usize, false),
+                Step::End(found) => (found as usize, true),
+            };
+            let keys = keys.chunks_exact(size_of::<K>());
+            let values = values.chunks_exact(size_of::<V>());
+            all.extend(keys.zip(values).take(found).map(|(key, value)| {
+                let key = K::read_from_bytes(key).expect("a chunk is as long as a key");
+                (key, V::read_from_bytes(value).expect("a chunk is as long as a value"))
+            }));
+            if end {
+                return Ok(all);
+            }
+        }
+    }
+
+    /// Copies the entries of `old` that `fits` admits, if it is of another size.
+    fn copy_from(&self, old: &Self, fits: impl Fn(&(K, V)) -> bool) -> Result<(), Error> {
+        if old.capacity == self.capacity {
+            return Ok(());
+        }
+        let mut entries = old.entries()?;
+        entries.retain(fits);
+        self.insert(&entries)
+    }
+
+    /// The kernel memory that the map takes, in bytes (`memlock` of proc(5)'s fdinfo).
+    pub(super) fn memory(&self) -> Result<u64, Error> {
+        let path = format!("/proc/self/fdinfo/{}", self.fd().as_raw_fd());
+        let text = fs::read_to_string(&path).map_err(|error| self.error("measuring", error))?;
+        let memory = text.lines().find_map(|line| line.strip_prefix("memlock:")?.trim().parse().ok());
+        memory.ok_or_else(|| self.error("measuring", io::Error::other("no `memlock` in its fdinfo")))
+    }
+}
+
+/// The flag that sets a map's size.
+fn flag_of(name: &str) -> &'static str {
+    match name {
+        abi::SLOTS | abi::BACKENDS => "--max-slots",
+        abi::FLOWS => "--max-flows",
+        abi::PEERS => "--max-sockets",
+        _ => "--max-frontends",
+    }
+}
+
+/// The number of entries that each map gets, by the sizes that people set.
+pub(super) const fn sizes(capacity: &Capacity) -> [(&'static str, u32); 6] {
+    [
+        (abi::FRONTENDS, capacity.frontends),
+        (abi::SLOTS, capacity.slots),
+        (abi::BACKENDS, capacity.slots),
+        (abi::FLOWS, capacity.flows.saturating_mul(2)),
+        // A led socket has an entry by its backend, and an unconnected one another by its Service.
+        (abi::PEERS, capacity.sockets),
+        (abi::NAMES, capacity.frontends),
+    ]
+}
+
+/// All maps.
+pub(super) struct Tables {
+    frontends: Table<FrontendKey, Frontend>,
+    slots: Table<u32, BackendId>,
+    backends: Table<BackendId, Backend>,
+    flows: Table<Tuple, Flow>,
+    peers: Table<PeerKey, Peer>,
+    names: Table<ServiceId, ServiceName>,
+    counters: MapData,
+}
+
+impl Tables {
+    /// Opens the maps pinned in `maps`.
+    pub(super) fn open(maps: &Path) -> Result<Self, Error> {
+        Ok(Self {
+            frontends: Table::open(maps, abi::FRONTENDS)?,
+            slots: Table::open(maps, abi::SLOTS)?,
+            backends: Table::open(maps, abi::BACKENDS)?,
+            flows: Table::open(maps, abi::FLOWS)?,
+            peers: Table::open(maps, abi::PEERS)?,
+            names: Table::open(maps, abi::NAMES)?,
+            counters: MapData::from_pin(maps.join(abi::COUNTERS))?,
+        })
+    }
+
+    pub(super) const fn capacity(&self) -> Capacity {
+        Capacity {
+            frontends: self.frontends.capacity(),
+            slots: self.slots.capacity(),
+            flows: self.flows.capacity() / 2,
+            sockets: self.peers.capacity(),
+        }
+    }
+
+    /// The names of the maps that `capacity` gives another size.
+    ///
+    /// # Errors
+    /// [`Error::Shrink`] if what is in one of them would not fit. A flow or a peer that is lost is found
+    /// anew, so their maps always fit.
+    pub(super) fn resized(&self, capacity: &Capacity) -> Result<Vec<&'static str>, Error> {
+        let mut changed = Vec::new();
+        for (name, wanted) in sizes(capacity) {
+            let differs = match name {
+                abi::FRONTENDS => self.frontends.changes_size(wanted, <[_]>::len)?,
+                abi::NAMES => self.names.changes_size(wanted, <[_]>::len)?,
+                abi::SLOTS => {
+                    let snapshot = self.snapshot()?;
+                    let end =
+                        snapshot.frontends.iter().map(|(_, f)| f.base as usize + f.count as usize).max();
+                    self.slots.changes_size(wanted, |_| end.unwrap_or(0))?
+                }
+                abi::BACKENDS => self.backends.changes_size(wanted, |all| {
+                    let last =
+                        all.iter().filter(|(_, backend)| backend.generation != 0).map(|(id, _)| id.0).max();
+                    last.map_or(0, |id| id as usize + 1)
+                })?,
+                abi::FLOWS => self.flows.changes_size(wanted, |_| 0)?,
+                _ => self.peers.changes_size(wanted, |_| 0)?,
+            };
+            if differs {
+                changed.push(name);
+            }
+        }
+        Ok(changed)
+    }
+
+    /// Copies what `old` holds into the maps that have another size there.
+    pub(super) fn copy_from(&self, old: &Self) -> Result<(), Error> {
+        self.frontends.copy_from(&old.frontends, |_| true)?;
+        self.slots.copy_from(&old.slots, |(index, _)| *index < self.slots.capacity())?;
+        self.backends.copy_from(&old.backends, |(id, _)| id.0 < self.backends.capacity())?;
+        self.flows.copy_from(&old.flows, |_| true)?;
+        self.peers.copy_from(&old.peers, |_| true)?;
+        self.names.copy_from(&old.names, |_| true)
+    }
+
+    pub(super) fn snapshot(&self) -> Result<Snapshot, Error> {
+        let frontends = self.frontends.entries()?;
+        let mut used = vec![false; self.slots.capacity() as usize];
+        for (_, frontend) in &frontends {
+            let range = frontend.base as usize..frontend.base as usize + frontend.count as usize;
+            used.get_mut(range).into_iter().flatten().for_each(|slot| *slot = true);
+        }
+        let mut slots = self.slots.entries()?;
+        slots.retain(|(index, _)| used[*index as usize]);
+        let mut backends = self.backends.entries()?;
+        backends.retain(|(_, backend)| backend.generation != 0);
+        Ok(Snapshot { frontends, slots, backends, names: self.names.entries()? })
+    }
+
+    pub(super) fn apply(&self, changes: &Changes) -> Result<(), Error> {
+        self.backends.insert(&changes.backends)?;
+        self.slots.insert(&changes.slots)?;
+        self.names.insert(&changes.names)?;
+        self.frontends.insert(&changes.frontends)?;
+        self.frontends.remove(&changes.removed_frontends)?;
+        self.backends.insert(&changes.gone)?;
+        self.names.remove(&changes.removed_names)
+    }
+
+    /// Each map's kernel memory in bytes, the largest first.
+    pub(super) fn memory(&self) -> Result<Vec<(&'static str, u64)>, Error> {
+        let mut all = vec![
+            (abi::FRONTENDS, self.frontends.memory()?),
+            (abi::SLOTS, self.slots.memory()?),
+            (abi::BACKENDS, self.backends.memory()?),
+            (abi::FLOWS, self.flows.memory()?),
+            (abi::PEERS, self.peers.memory()?),
+            (abi::NAMES, self.names.memory()?),
+        ];
+        all.sort_by_key(|(_, bytes)| std::cmp::Reverse(*bytes));
+        Ok(all)
+    }
+
+    /// How often each reason was given, over all CPUs.
+    pub(super) fn counters(&self) -> Result<Vec<(Reason, u64)>, Error> {
+        let map = aya::maps::Map::from_map_data(MapData::from_fd(
+            self.counters.fd().as_fd().try_clone_to_owned().map_err(|source| Error::Table {
+                action: "reading",
+                table: abi::COUNTERS,
+                source,
+            })?,
+        )?)?;
+        let counters: aya::maps::PerCpuArray<MapData, u64> = map.try_into()?;
+        Reason::ALL
+            .iter()
+            .map(|reason| Ok((*reason, counters.get(&(*reason as u32), 0)?.iter().sum())))
+            .collect()
+    }
+}

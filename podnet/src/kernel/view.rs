@@ -1,0 +1,100 @@
+//! Reading a dataplane from outside: for the commands that only look.
+
+use std::path::Path;
+
+use podnet_common::verdict::Reason;
+
+use super::attach::{self, Pin};
+use super::error::Error;
+use super::pins::Pins;
+use super::tables::Tables;
+use crate::changes::{Capacity, Snapshot};
+
+/// The maps and links that are pinned, whether an agent runs or not.
+pub struct View {
+    tables: Tables,
+    pins: Pins,
+}
+
+/// A program at its place.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Attachment {
+    /// The hook: `tcx ingress`, `clsact egress`, `connect4`, ...
+    pub hook: String,
+    /// The interface or cgroup.
+    pub target: String,
+}
+
+impl View {
+    /// Opens what is pinned under `bpffs`.
+    ///
+    /// # Errors
+    /// [`Error::NotRunning`] if nothing is; others when rights are missing.
+    pub fn open(bpffs: &Path) -> Result<Self, Error> {
+        let pins = Pins::at(bpffs);
+        if !pins.exist() {
+            return Err(Error::NotRunning { path: bpffs.to_owned() });
+        }
+        Ok(Self { tables: Tables::open(&pins.maps())?, pins })
+    }
+
+    /// Reads what the maps hold.
+    ///
+    /// # Errors
+    /// When a map cannot be read.
+    pub fn snapshot(&self) -> Result<Snapshot, Error> {
+        self.tables.snapshot()
+    }
+
+    /// How often each reason was given.
+    ///
+    /// # Errors
+    /// When the counters cannot be read.
+    pub fn counters(&self) -> Result<Vec<(Reason, u64)>, Error> {
+        self.tables.counters()
+    }
+
+    /// The maps' sizes.
+    ///
+    /// # Errors
+    /// None today; the sizes are read when the maps are opened.
+    pub fn capacity(&self) -> Result<Capacity, Error> {
+        Ok(self.tables.capacity())
+    }
+
+    /// The kernel memory of each map, in bytes, the largest first.
+    ///
+    /// # Errors
+    /// When a map's information cannot be read.
+    pub fn memory(&self) -> Result<Vec<(&'static str, u64)>, Error> {
+        self.tables.memory()
+    }
+
+    /// Where programs are attached.
+    ///
+    /// # Errors
+    /// When the pins cannot be read.
+    pub fn attachments(&self) -> Result<Vec<Attachment>, Error> {
+        Ok(attach::pinned(&self.pins)?.into_iter().map(Attachment::from).collect())
+    }
+}
+
+impl From<Pin> for Attachment {
+    fn from(pin: Pin) -> Self {
+        let interface = |index: u32| match nix::net::if_::if_indextoname(index) {
+            Ok(name) => name.to_string_lossy().into_owned(),
+            Err(_) => format!("interface {index} (gone)"),
+        };
+        match &pin {
+            Pin::Tcx { index, direction } => Self {
+                hook: format!("tcx {}", attach::direction_name(*direction)),
+                target: interface(*index),
+            },
+            Pin::Filter { index, direction } => Self {
+                hook: format!("clsact {}", attach::direction_name(*direction)),
+                target: interface(*index),
+            },
+            Pin::Cgroup { hook, cgroup } => Self { hook: hook.clone(), target: format!("cgroup {cgroup}") },
+        }
+    }
+}
