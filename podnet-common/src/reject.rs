@@ -84,13 +84,14 @@ pub fn reply<F: Frame>(frame: &mut F, packet: &Packet) -> Option<()> {
 fn reset<F: Frame>(frame: &mut F, packet: &Packet) -> Option<()> {
     let answer = packet.tuple.reply();
     let (source, destination) = (answer.source(), answer.destination());
-    // Only SYNs are refused: the answer acknowledges the one number a SYN takes.
+    // Only SYNs are refused: the answer acknowledges the one number a SYN takes, and its data.
     let sequence: Be32 = frame.load(packet.l4 + 4)?;
+    let taken = data_length(frame, packet)?.wrapping_add(1);
     let mut header = TcpHeader {
         source_port: source.port,
         destination_port: destination.port,
         sequence: Be32::default(),
-        acknowledgement: Be32::new(sequence.get().wrapping_add(1)),
+        acknowledgement: Be32::new(sequence.get().wrapping_add(taken)),
         data_offset: 5 << 4,
         flags: TcpFlags::RST | TcpFlags::ACK,
         window: Be16::default(),
@@ -105,6 +106,21 @@ fn reset<F: Frame>(frame: &mut F, packet: &Packet) -> Option<()> {
         .finish();
     let l4 = write_ip(frame, packet.family, source.addr, destination.addr, Protocol::TCP, TCP)?;
     frame.store(l4, header)
+}
+
+/// How much data a TCP segment carries, by its IP header: a frame may be padded. Nearly always none, but
+/// for TCP Fast Open (RFC 7413).
+#[inline(always)]
+#[expect(clippy::cast_possible_truncation, reason = "at most what 16 bits say")]
+fn data_length<F: Frame>(frame: &F, packet: &Packet) -> Option<u32> {
+    let (field, header) = match packet.family {
+        Family::V4 => (ETHERNET + 2, 0),
+        Family::V6 => (ETHERNET + 4, IPV6),
+    };
+    let length: Be16 = frame.load(field)?;
+    let data_offset: u8 = frame.load(packet.l4 + 12)?;
+    let start = packet.l4 + usize::from(data_offset >> 4) * 4;
+    Some((ETHERNET + header + usize::from(length.get())).saturating_sub(start) as u32)
 }
 
 #[inline(always)]
