@@ -87,11 +87,19 @@ fn follow<F: Frame, T: Tables>(
 fn keep<T: Tables>(tables: &mut T, from: &Tuple, flow: &Flow, to: &Tuple, state: State, now: Time) {
     tables.touch_flow(from, state, now);
     let other = to.reply();
-    if !tables.touch_flow(&other, state, now) {
-        let entry = Flow::new(&from.reply(), flow.backend, state.opposite(), now);
-        // A full table is no reason to lose the packet at hand: the next one tries again.
-        let _ = tables.insert_flow(&other, &entry, Overwrite::No);
-    }
+    let overwrite = match tables.flow(&other) {
+        None => Overwrite::No,
+        Some(entry) if entry.to(from.protocol()) == from.reply() => {
+            tables.touch_flow(&other, state, now);
+            return;
+        }
+        // A later flow has this one's tuple: what this one still does is no news of that one.
+        Some(entry) if taken(&entry, from, now) => return,
+        Some(_) => Overwrite::Yes,
+    };
+    let entry = Flow::new(&from.reply(), flow.backend, state.opposite(), now);
+    // A full table is no reason to lose the packet at hand: the next one tries again.
+    let _ = tables.insert_flow(&other, &entry, overwrite);
 }
 
 /// Opens a flow to a backend of `frontend`; `stale` if there is an entry for the packet that no longer
