@@ -32,7 +32,7 @@ pub fn from_pod<F: Frame, T: Tables>(frame: &mut F, tables: &mut T) -> Verdict {
         return verdict;
     }
     match tables.frontend(&FrontendKey::new(packet.tuple.destination(), packet.tuple.protocol())) {
-        Some(frontend) => open(frame, tables, &packet, &frontend, known.is_some()),
+        Some(frontend) => open(frame, tables, &packet, &frontend, known.as_ref()),
         None => Verdict::Pass(Reason::NotService),
     }
 }
@@ -102,15 +102,15 @@ fn keep<T: Tables>(tables: &mut T, from: &Tuple, flow: &Flow, to: &Tuple, state:
     let _ = tables.insert_flow(&other, &entry, overwrite);
 }
 
-/// Opens a flow to a backend of `frontend`; `stale` if there is an entry for the packet that no longer
-/// holds.
+/// Opens a flow to a backend of `frontend`; `stale` is the entry for the packet that no longer holds, if
+/// there is one.
 #[inline(always)]
 fn open<F: Frame, T: Tables>(
     frame: &mut F,
     tables: &mut T,
     packet: &Packet,
     frontend: &Frontend,
-    stale: bool,
+    stale: Option<&Flow>,
 ) -> Verdict {
     let protocol = packet.tuple.protocol();
     if protocol == Protocol::TCP && !packet.flags.opens() {
@@ -129,10 +129,11 @@ fn open<F: Frame, T: Tables>(
         Err(reason) => return Verdict::Drop(reason),
     };
     let forward = Flow::new(&to, choice.backend, state, now);
-    let overwrite = if stale { Overwrite::Yes } else { Overwrite::No };
+    let overwrite = if stale.is_some() { Overwrite::Yes } else { Overwrite::No };
     match tables.insert_flow(&packet.tuple, &forward, overwrite) {
         Ok(()) => {
-            let reason = if stale && protocol == Protocol::UDP { Reason::Moved } else { Reason::NewFlow };
+            let moved = protocol == Protocol::UDP && stale.is_some_and(|flow| flow.alive(protocol, now));
+            let reason = if moved { Reason::Moved } else { Reason::NewFlow };
             translate(frame, packet, &to, state, reason)
         }
         // Another CPU has opened the flow meanwhile: its choice holds.
