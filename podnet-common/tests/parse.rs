@@ -1,4 +1,5 @@
 //! From a frame to its tuple, whatever stands between the two and wherever the frame ends.
+#![allow(clippy::unwrap_used, reason = "what is unexpected fails the test")]
 
 mod support;
 

@@ -1,0 +1,425 @@
+//! What holds of any frame over any tables, and of any conversation over any Services.
+#![allow(clippy::unwrap_used, reason = "what is unexpected fails the test")]
+
+mod support;
+
+use std::collections::HashMap;
+
+use podnet_common::conntrack::{Flow, State, Time, Tuple};
+use podnet_common::host::HostTables;
+use podnet_common::packet;
+use podnet_common::route::{from_pod, to_pod};
+use podnet_common::service::{Backend, BackendId, BackendRef, Frontend, FrontendKey, ServiceId};
+use podnet_common::tables::Services;
+use podnet_common::verdict::{Reason, Verdict};
+use podnet_common::wire::{Endpoint, Family, Protocol};
+use proptest::prelude::*;
+use support::*;
+use zerocopy::FromBytes;
+
+/// Addresses and ports are few, so that things meet.
+fn ends(family: Family) -> impl Strategy<Value = Endpoint> {
+    (0..3_u8, any::<bool>(), prop::sample::select(vec![80_u16, 8080, 40000])).prop_map(
+        move |(n, is_service, port)| if is_service { service(family, n, port) } else { pod(family, n, port) },
+    )
+}
+
+fn protocols() -> impl Strategy<Value = Protocol> {
+    prop::sample::select(vec![Protocol::TCP, Protocol::UDP])
+}
+
+fn families() -> impl Strategy<Value = Family> {
+    prop::sample::select(FAMILIES.to_vec())
+}
+
+/// Sound frames, damaged ones, and noise.
+fn frames(family: Family) -> impl Strategy<Value = Vec<u8>> {
+    let sound = (ends(family), ends(family), protocols(), 0..64_u8, 0..40_usize)
+        .prop_map(|(from, to, protocol, flags, size)| frame(from, to, protocol, flags, &vec![7; size]))
+        .boxed();
+    let damaged = (sound.clone(), any::<prop::sample::Index>(), any::<u8>(), any::<prop::sample::Index>())
+        .prop_map(|(mut frame, at, byte, end)| {
+            let at = at.index(frame.len());
+            frame[at] = byte;
+            frame.truncate(end.index(frame.len() * 2));
+            frame
+        });
+    prop_oneof![4 => sound, 2 => damaged, 1 => proptest::collection::vec(any::<u8>(), 0..120)]
+}
+
+/// Tables as nobody would write them, but for the families, which user space keeps apart.
+fn tables(family: Family) -> impl Strategy<Value = HostTables> {
+    let tuple =
+        (ends(family), ends(family), protocols()).prop_map(|(a, b, c)| Tuple::between(a, b, c)).boxed();
+    let backend =
+        (0..5_u32, 0..3_u32).prop_map(|(id, generation)| BackendRef { id: BackendId(id), generation });
+    let flow =
+        (tuple.clone(), tuple, backend, any::<u8>(), 0..5_u32).prop_map(|(key, to, backend, state, age)| {
+            let state = State::read_from_bytes(&[state]).unwrap();
+            let now = Time(Time::seconds(3600) - Time::seconds(30) * age);
+            (key, Flow::new(&to, backend, state, now))
+        });
+    let frontend = (ends(family), protocols(), 0..6_u32, 0..6_u32);
+    let backend = (ends(family), 0..3_u32, any::<bool>());
+    (
+        proptest::collection::vec(frontend, 0..8),
+        proptest::collection::vec(0..6_u32, 0..8),
+        proptest::collection::vec(backend, 0..5),
+        proptest::collection::vec(flow, 0..20),
+        prop_oneof![3 => Just(usize::MAX), 1 => 0..25_usize],
+        any::<u64>(),
+    )
+        .prop_map(|(frontends, slots, backends, flows, flow_capacity, seed)| {
+            let mut tables = HostTables::new(seed);
+            for (at, protocol, base, count) in frontends {
+                let frontend = Frontend { base, count, service: ServiceId(1) };
+                tables.frontends.insert(FrontendKey::new(at, protocol), frontend);
+            }
+            tables.slots = slots.into_iter().map(BackendId).collect();
+            for (at, generation, serving) in backends {
+                let backend = Backend::new(at, ServiceId(1), generation);
+                tables.backends.push(if serving { backend } else { backend.gone() });
+            }
+            tables.flows = flows.into_iter().collect();
+            tables.flow_capacity = flow_capacity;
+            tables
+        })
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(3000))]
+
+    /// Passed and dropped frames are as they were; others are as sound as they were, and go where a table
+    /// says.
+    #[test]
+    fn any_frame_over_any_tables(
+        (sent, mut tables) in families().prop_flat_map(|family| (frames(family), tables(family))),
+        to_the_pod: bool,
+    ) {
+        let mut frame = sent.clone();
+        let flows = tables.flows.clone();
+        let verdict = if to_the_pod { to_pod } else { from_pod }(&mut frame, &mut tables);
+        match verdict {
+            Verdict::Pass(_) => {
+                prop_assert_eq!(&frame, &sent);
+                prop_assert_eq!(&tables.flows, &flows);
+            }
+            Verdict::Drop(reason) => {
+                prop_assert_eq!(&frame, &sent);
+                prop_assert!(matches!(reason, Reason::Collision | Reason::FlowTableFull), "{:?}", reason);
+            }
+            Verdict::Translated(_) | Verdict::Return(_) => {
+                if read(&sent).is_ok() {
+                    prop_assert!(read(&frame).is_ok(), "{verdict:?}: {:?}", read(&frame));
+                }
+                if verdict.reason() != Reason::NoEndpoints {
+                    prop_assert_eq!(frame.len(), sent.len());
+                    let (before, after) = (packet::parse(&sent).unwrap(), packet::parse(&frame).unwrap());
+                    prop_assert_eq!((before.l4, before.flags), (after.l4, after.flags));
+                    prop_assert_eq!(tables.flows[&before.tuple].to(before.tuple.protocol()), after.tuple);
+                }
+            }
+        }
+        prop_assert!(tables.flows.len() <= flows.len() + 2);
+        prop_assert!(tables.flows.len() <= tables.flow_capacity.max(flows.len()));
+    }
+}
+
+/// One thing that happens.
+#[derive(Clone, Copy, Debug)]
+enum Event {
+    /// A pod sends to a Service.
+    Send { pod: u8, port: u16, service: usize, flags: u8 },
+    /// The backend of a flow answers, on the client's node or on another one.
+    Answer { flow: prop::sample::Index, flags: u8, local: bool },
+    /// Time passes.
+    Wait(u32),
+    /// A pod becomes a backend of a Service.
+    Add { service: usize, pod: u8 },
+    /// A backend leaves.
+    Remove { service: usize, backend: prop::sample::Index },
+    /// A Service goes, and its backends with it, or comes back without any.
+    Toggle { service: usize },
+}
+
+fn events() -> impl Strategy<Value = Event> {
+    let flags = prop::sample::select(vec![SYN, SYN, SYN, ACK, ACK, ACK, FIN | ACK, RST]);
+    let answers = prop::sample::select(vec![SYN | ACK, ACK, ACK, FIN | ACK, RST | ACK]);
+    prop_oneof![
+        8 => (1..4_u8, 40000..40002_u16, 0..4_usize, flags)
+            .prop_map(|(pod, port, service, flags)| Event::Send { pod, port, service, flags }),
+        8 => (any::<prop::sample::Index>(), answers, any::<bool>())
+            .prop_map(|(flow, flags, local)| Event::Answer { flow, flags, local }),
+        3 => prop::sample::select(vec![1, 5, 8, 25, 50, 100, 3000, 80_000]).prop_map(Event::Wait),
+        2 => (0..4_usize, 1..6_u8).prop_map(|(service, pod)| Event::Add { service, pod }),
+        1 => (0..4_usize, any::<prop::sample::Index>())
+            .prop_map(|(service, backend)| Event::Remove { service, backend }),
+        1 => (0..4_usize).prop_map(|service| Event::Toggle { service }),
+    ]
+}
+
+/// What a connection is to those who take part in it.
+#[derive(Clone, Debug)]
+struct Talk {
+    client: Endpoint,
+    service: Endpoint,
+    protocol: Protocol,
+    id: BackendId,
+    backend: Endpoint,
+    /// The client as the backend sees it.
+    masked: Endpoint,
+    replied: bool,
+    ends: [bool; 2],
+    reset: bool,
+    last: Time,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Life {
+    Alive,
+    /// Within a second or two of its end: anything may be.
+    Doubtful,
+    Dead,
+}
+
+impl Talk {
+    fn closed(&self) -> bool {
+        self.protocol == Protocol::TCP && (self.reset || self.ends == [true; 2])
+    }
+
+    fn life(&self, now: Time) -> Life {
+        let seconds = match (self.protocol, self.replied) {
+            (Protocol::TCP, _) if self.closed() => 10,
+            (Protocol::TCP, _) if self.ends != [false; 2] => 3600,
+            (Protocol::TCP, true) => 86_400,
+            (Protocol::TCP, false) => 60,
+            (_, true) => 120,
+            (_, false) => 30,
+        };
+        match now.since(self.last) {
+            age if age <= Time::seconds(seconds - 2) => Life::Alive,
+            age if age <= Time::seconds(seconds + 2) => Life::Doubtful,
+            _ => Life::Dead,
+        }
+    }
+
+    fn note(&mut self, side: usize, flags: u8, now: Time) {
+        self.last = now;
+        if self.protocol == Protocol::TCP {
+            self.ends[side] |= flags & FIN != 0;
+            self.reset |= flags & RST != 0;
+        }
+        self.replied |= side == 1;
+    }
+}
+
+struct Model {
+    family: Family,
+    tables: HostTables,
+    services: Vec<(Endpoint, Protocol, ServiceId, Vec<BackendId>)>,
+    /// By the tuple that the client uses.
+    talks: HashMap<Tuple, Talk>,
+    /// By the tuple that the backend answers to: the one whose flow it is.
+    owners: HashMap<Tuple, Tuple>,
+}
+
+impl Model {
+    fn new(family: Family, seed: u64) -> Self {
+        let mut tables = HostTables::new(seed);
+        let services = (0..4_u8)
+            .map(|n| {
+                let protocol = if n < 3 { Protocol::TCP } else { Protocol::UDP };
+                let at = service(family, n, 80);
+                let ids = tables.serve(at, protocol, [pod(family, n + 1, 8080), pod(family, n + 2, 8080)]);
+                (at, protocol, tables.frontends[&FrontendKey::new(at, protocol)].service, ids)
+            })
+            .collect();
+        Self { family, tables, services, talks: HashMap::new(), owners: HashMap::new() }
+    }
+
+    fn point(&mut self, service: usize) {
+        let (at, protocol, id, backends) = &self.services[service];
+        self.tables.point(*at, *protocol, *id, backends);
+    }
+
+    fn happen(&mut self, event: Event) -> Result<(), TestCaseError> {
+        match event {
+            Event::Send { pod: n, port, service, flags } => {
+                let (at, protocol, ..) = self.services[service];
+                self.send(pod(self.family, n, port), at, protocol, service, flags)?;
+            }
+            Event::Answer { flow, flags, local } => {
+                if !self.talks.is_empty() {
+                    let mut keys: Vec<Tuple> = self.talks.keys().copied().collect();
+                    keys.sort_by_key(|key| format!("{key:?}"));
+                    self.answer(keys[flow.index(keys.len())], flags, local)?;
+                }
+            }
+            Event::Wait(seconds) => self.tables.wait(seconds),
+            Event::Add { service, pod: n } => {
+                let at = pod(self.family, n, 8080);
+                let (.., id, backends) = &mut self.services[service];
+                if backends.iter().all(|b| self.tables.backend(*b).unwrap().endpoint() != at) {
+                    backends.push(BackendId(u32::try_from(self.tables.backends.len()).unwrap()));
+                    self.tables.backends.push(Backend::new(at, *id, 1));
+                    self.point(service);
+                }
+            }
+            Event::Remove { service, backend } => {
+                let backends = &mut self.services[service].3;
+                if !backends.is_empty() {
+                    let gone = backends.remove(backend.index(backends.len()));
+                    self.point(service);
+                    self.tables.change(gone, Backend::gone);
+                }
+            }
+            Event::Toggle { service } => {
+                let (at, protocol, ..) = self.services[service];
+                let gone = std::mem::take(&mut self.services[service].3);
+                match self.tables.frontends.remove(&FrontendKey::new(at, protocol)) {
+                    Some(_) => gone.iter().for_each(|id| self.tables.change(*id, Backend::gone)),
+                    None => self.point(service),
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn send(
+        &mut self,
+        client: Endpoint,
+        at: Endpoint,
+        protocol: Protocol,
+        service: usize,
+        flags: u8,
+    ) -> Result<(), TestCaseError> {
+        let key = Tuple::between(client, at, protocol);
+        let now = self.tables.now;
+        let sent = frame(client, at, protocol, flags, b"data");
+        let mut frame = sent.clone();
+        let verdict = from_pod(&mut frame, &mut self.tables);
+        let seen = read(&frame).map_err(TestCaseError::fail)?;
+        let known = self.talks.get(&key).filter(|talk| talk.life(now) != Life::Dead);
+        let certain = known.filter(|talk| talk.life(now) == Life::Alive);
+        let exists = self.tables.frontends.contains_key(&FrontendKey::new(at, protocol));
+
+        // What must be.
+        if let Some(talk) = certain {
+            let serving = self.tables.backend(talk.id).unwrap().serving();
+            let over = protocol == Protocol::TCP && talk.closed() && flags & SYN != 0;
+            if !over && (protocol == Protocol::TCP || serving) {
+                prop_assert_eq!(verdict.reason(), Reason::Established);
+            } else if exists && !self.services[service].3.is_empty() {
+                let expected = if over { Reason::NewFlow } else { Reason::Moved };
+                prop_assert_eq!(verdict.reason(), expected);
+            }
+        }
+
+        // What may be.
+        let hairpin = seen_pair(&seen).is_some_and(|(_, to)| to.addr == client.addr);
+        match verdict.reason() {
+            Reason::NewFlow | Reason::Moved => {
+                prop_assert!(protocol == Protocol::UDP || flags == SYN);
+                let (masked, backend) = seen_pair(&seen).unwrap();
+                let id = *self.services[service]
+                    .3
+                    .iter()
+                    .find(|id| self.tables.backend(**id).unwrap().endpoint() == backend)
+                    .ok_or_else(|| TestCaseError::fail("a backend that the Service does not have"))?;
+                prop_assert_eq!(masked.addr, if hairpin { at.addr } else { client.addr });
+                let reply = Tuple::between(backend, masked, protocol);
+                if let Some(owner) = self.owners.insert(reply, key)
+                    && owner != key
+                    && let Some(other) = self.talks.get(&owner)
+                    && (other.masked, other.backend) == (masked, backend)
+                {
+                    prop_assert!(other.closed() || other.life(now) != Life::Alive, "two flows of one tuple");
+                }
+                let mut talk = Talk {
+                    client,
+                    service: at,
+                    protocol,
+                    id,
+                    backend,
+                    masked,
+                    replied: false,
+                    ends: [false; 2],
+                    reset: false,
+                    last: now,
+                };
+                talk.note(0, flags, now);
+                self.talks.insert(key, talk);
+            }
+            Reason::Established => {
+                prop_assert!(known.is_some(), "a flow that nobody opened");
+                let talk = self.talks.get_mut(&key).unwrap();
+                prop_assert_eq!(seen_pair(&seen), Some((talk.masked, talk.backend)));
+                talk.note(0, flags, now);
+            }
+            Reason::NoEndpoints => {
+                prop_assert!(exists && self.services[service].3.is_empty());
+                prop_assert_eq!((seen.source, seen.destination), (at.addr.to_ip(), client.addr.to_ip()));
+                self.talks.remove(&key);
+            }
+            Reason::NotService => prop_assert!(!exists),
+            Reason::MidConnection => prop_assert!(protocol == Protocol::TCP && flags != SYN),
+            reason => return Err(TestCaseError::fail(format!("{reason:?}"))),
+        }
+        match verdict {
+            Verdict::Return(_) => prop_assert!(hairpin || verdict.reason() == Reason::NoEndpoints),
+            Verdict::Translated(_) => prop_assert!(!hairpin),
+            Verdict::Pass(_) => prop_assert_eq!(frame, sent),
+            Verdict::Drop(_) => return Err(TestCaseError::fail("dropped")),
+        }
+        Ok(())
+    }
+
+    fn answer(&mut self, key: Tuple, flags: u8, local: bool) -> Result<(), TestCaseError> {
+        let talk = self.talks.get_mut(&key).unwrap();
+        let now = self.tables.now;
+        let reply = Tuple::between(talk.backend, talk.masked, talk.protocol);
+        if self.owners.get(&reply) != Some(&key) {
+            return Ok(());
+        }
+        let hairpin = talk.backend.addr == talk.client.addr;
+        let way = if local || hairpin { from_pod } else { to_pod };
+        let mut frame = frame(talk.backend, talk.masked, talk.protocol, flags, b"data");
+        let verdict = way(&mut frame, &mut self.tables);
+        let seen = read(&frame).map_err(TestCaseError::fail)?;
+        let translated = (talk.service, talk.client);
+        match talk.life(now) {
+            Life::Alive => prop_assert_eq!(verdict.reason(), Reason::Reply),
+            Life::Dead => prop_assert_eq!(verdict, Verdict::Pass(Reason::NotService)),
+            Life::Doubtful => {}
+        }
+        if verdict.reason() == Reason::Reply {
+            prop_assert_eq!(matches!(verdict, Verdict::Return(_)), hairpin);
+            prop_assert_eq!(seen_pair(&seen), Some(translated));
+            talk.note(1, flags, now);
+        }
+        Ok(())
+    }
+}
+
+fn seen_pair(seen: &Seen) -> Option<(Endpoint, Endpoint)> {
+    match seen.transport {
+        Transport::Icmp(..) => None,
+        _ => Some((seen.from(), seen.to())),
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(500))]
+
+    #[test]
+    fn any_conversation(
+        family in families(),
+        seed: u64,
+        events in proptest::collection::vec(events(), 1..150),
+    ) {
+        let mut model = Model::new(family, seed);
+        for event in events {
+            model.happen(event)?;
+        }
+    }
+}
