@@ -52,7 +52,7 @@ fn variable(name: &str) -> Option<PathBuf> {
 }
 
 /// Says that the running test is skipped, past the test harness's capture of output.
-fn lacking<T>(why: &str) -> Option<T> {
+pub fn lacking<T>(why: &str) -> Option<T> {
     let test = thread::current().name().unwrap_or("test").to_owned();
     assert!(variable("PODNET_REQUIRE").is_none(), "{test} cannot run: {why}");
     let _ = writeln!(io::stderr(), "SKIPPED {test}: {why}");

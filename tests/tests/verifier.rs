@@ -1,0 +1,156 @@
+//! What the programs cost: instructions and stack stay within budgets that are checked in.
+//!
+//! A budget is a promise to the reader, not a limit of the kernel's: a change that needs more raises it,
+//! in the same commit, with a reason.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+
+use aya::EbpfLoader;
+use aya::programs::{CgroupSockAddr, Program, SchedClassifier};
+use object::{Object as _, ObjectSection as _, ObjectSymbol as _};
+use tests::require;
+
+/// What a program may cost.
+struct Budget {
+    program: &'static str,
+    /// Instructions of the program.
+    instructions: usize,
+    /// Instructions that the verifier walks through, over all paths; the kernel's limit is a million.
+    verified: u32,
+    /// Bytes of stack; the kernel's limit is 512.
+    stack: usize,
+}
+
+const BUDGETS: [Budget; 10] = [
+    Budget { program: "from_pod", instructions: 3700, verified: 52_000, stack: 420 },
+    Budget { program: "to_pod", instructions: 1150, verified: 3600, stack: 300 },
+    Budget { program: "connect4", instructions: 140, verified: 175, stack: 100 },
+    Budget { program: "connect6", instructions: 150, verified: 175, stack: 128 },
+    Budget { program: "sendmsg4", instructions: 225, verified: 270, stack: 152 },
+    Budget { program: "sendmsg6", instructions: 235, verified: 280, stack: 160 },
+    Budget { program: "recvmsg4", instructions: 50, verified: 50, stack: 40 },
+    Budget { program: "recvmsg6", instructions: 50, verified: 50, stack: 40 },
+    Budget { program: "getpeername4", instructions: 50, verified: 50, stack: 40 },
+    Budget { program: "getpeername6", instructions: 50, verified: 50, stack: 40 },
+];
+
+/// One instruction of eBPF (RFC 9669, 3).
+#[derive(Clone, Copy)]
+struct Instruction {
+    opcode: u8,
+    destination: u8,
+    source: u8,
+    offset: i16,
+    immediate: i32,
+}
+
+impl Instruction {
+    fn all(code: &[u8]) -> Vec<Self> {
+        code.chunks_exact(8)
+            .map(|bytes| Self {
+                opcode: bytes[0],
+                destination: bytes[1] & 0x0f,
+                source: bytes[1] >> 4,
+                offset: i16::from_le_bytes([bytes[2], bytes[3]]),
+                immediate: i32::from_le_bytes([bytes[4], bytes[5], bytes[6], bytes[7]]),
+            })
+            .collect()
+    }
+}
+
+/// How deep a program reaches into its stack: by loads and stores relative to the frame pointer, and by
+/// pointers made of it.
+fn stack_depth(code: &[Instruction]) -> usize {
+    const FRAME_POINTER: u8 = 10;
+    const MOV: u8 = 0xbf;
+    const ADD_IMMEDIATE: u8 = 0x07;
+    let mut deepest = 0_i64;
+    for (at, instruction) in code.iter().enumerate() {
+        let class = instruction.opcode & 0x07;
+        let touches = match class {
+            // LDX reads through its source register, ST and STX write through the destination.
+            1 => instruction.source == FRAME_POINTER,
+            2 | 3 => instruction.destination == FRAME_POINTER,
+            _ => false,
+        };
+        if touches {
+            deepest = deepest.min(i64::from(instruction.offset));
+        }
+        if instruction.opcode == MOV && instruction.source == FRAME_POINTER {
+            let next = code[at + 1..]
+                .iter()
+                .find(|next| next.opcode == ADD_IMMEDIATE && next.destination == instruction.destination);
+            deepest = deepest.min(next.map_or(0, |next| i64::from(next.immediate)));
+        }
+    }
+    usize::try_from(-deepest).expect("the stack grows down")
+}
+
+/// The code of each program in the object.
+fn programs(object: &[u8]) -> BTreeMap<String, Vec<Instruction>> {
+    let file = object::File::parse(object).expect("an ELF file");
+    file.symbols()
+        .filter(|symbol| symbol.kind() == object::SymbolKind::Text && symbol.size() > 0)
+        .filter_map(|symbol| {
+            let section = file.section_by_index(symbol.section_index()?).ok()?;
+            let start = usize::try_from(symbol.address()).ok()?;
+            let code = section.data().ok()?.get(start..start + usize::try_from(symbol.size()).ok()?)?;
+            Some((symbol.name().ok()?.to_owned(), Instruction::all(code)))
+        })
+        .collect()
+}
+
+fn object() -> Option<Vec<u8>> {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/bpf/podnet-ebpf.o");
+    match fs::read(path) {
+        Ok(object) => Some(object),
+        Err(_) => require::lacking("there is no eBPF object: `cargo xtask build-ebpf` makes it"),
+    }
+}
+
+#[test]
+fn programs_stay_within_their_budgets_of_instructions_and_stack() {
+    let Some(object) = object() else { return };
+    let programs = programs(&object);
+    for budget in &BUDGETS {
+        let code = &programs[budget.program];
+        let stack = stack_depth(code);
+        println!("{:14} {:5} instructions, {:3} bytes of stack", budget.program, code.len(), stack);
+        assert!(stack > 0, "{} uses some stack", budget.program);
+        assert!(code.len() <= budget.instructions, "{}: {} instructions", budget.program, code.len());
+        assert!(stack <= budget.stack, "{}: {stack} bytes of stack", budget.program);
+    }
+}
+
+#[test]
+fn the_verifier_accepts_every_program_within_its_budget() {
+    let Some(()) = require::root() else { return };
+    let Some(object) = object() else { return };
+    let pins = Path::new("/sys/fs/bpf").join(format!("podnet-verifier-{}", std::process::id()));
+    fs::create_dir(&pins).expect("bpffs is mounted");
+    let loaded = EbpfLoader::new().btf(None).default_map_pin_directory(&pins).load(&object);
+    fs::remove_dir_all(&pins).expect("the pins are ours");
+    let mut ebpf = loaded.expect("the object loads");
+    let mut seen = 0;
+    for budget in &BUDGETS {
+        let program = ebpf.program_mut(budget.program).expect("the program is in the object");
+        match program {
+            Program::SchedClassifier(program) => SchedClassifier::load(program),
+            Program::CgroupSockAddr(program) => CgroupSockAddr::load(program),
+            other => panic!("{} is of an unexpected type: {other:?}", budget.program),
+        }
+        .unwrap_or_else(|error| panic!("{}: {error:?}", budget.program));
+        let info = match program {
+            Program::SchedClassifier(program) => program.info(),
+            Program::CgroupSockAddr(program) => program.info(),
+            _ => unreachable!("matched above"),
+        };
+        let verified = info.expect("the program is loaded").verified_instruction_count().expect("Linux 5.16");
+        println!("{:14} {verified:6} instructions verified", budget.program);
+        assert!(verified <= budget.verified, "{}: {verified} instructions verified", budget.program);
+        seen += 1;
+    }
+    assert_eq!(seen, ebpf.programs().count(), "every program has a budget");
+}
