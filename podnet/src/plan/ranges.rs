@@ -1,0 +1,149 @@
+//! Contiguous ranges of a table, by best fit.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+/// A run of slots; an empty one is at 0 by convention.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(super) struct Range {
+    pub(super) base: u32,
+    pub(super) count: u32,
+}
+
+/// The free ranges of a table. Every operation costs the logarithm of their number.
+#[derive(Debug)]
+pub(super) struct Ranges {
+    /// Base to count; no two of them touch.
+    by_base: BTreeMap<u32, u32>,
+    /// The same as (count, base).
+    by_count: BTreeSet<(u32, u32)>,
+    free: u32,
+}
+
+impl Ranges {
+    /// A table of `size` slots, all free.
+    pub(super) fn new(size: u32) -> Self {
+        let mut ranges = Self { by_base: BTreeMap::new(), by_count: BTreeSet::new(), free: 0 };
+        ranges.release(Range { base: 0, count: size });
+        ranges
+    }
+
+    /// How many slots are free.
+    pub(super) fn free(&self) -> u32 {
+        self.free
+    }
+
+    /// Takes `count` slots out of the smallest range that has them.
+    pub(super) fn take(&mut self, count: u32) -> Option<Range> {
+        if count == 0 {
+            return Some(Range::default());
+        }
+        let &(available, base) = self.by_count.range((count, 0)..).next()?;
+        self.remove(base, available);
+        self.insert(base + count, available - count);
+        Some(Range { base, count })
+    }
+
+    /// Takes a certain range; `false` if not all of it is free.
+    pub(super) fn reserve(&mut self, range: Range) -> bool {
+        let Some(end) = range.base.checked_add(range.count) else { return false };
+        if range.count == 0 {
+            return true;
+        }
+        let Some((&base, &available)) = self.by_base.range(..=range.base).next_back() else { return false };
+        if end > base + available {
+            return false;
+        }
+        self.remove(base, available);
+        self.insert(base, range.base - base);
+        self.insert(end, base + available - end);
+        true
+    }
+
+    /// Gives a range back.
+    pub(super) fn release(&mut self, range: Range) {
+        let Range { mut base, mut count } = range;
+        if count == 0 {
+            return;
+        }
+        if let Some((&before, &length)) = self.by_base.range(..base).next_back()
+            && before + length == base
+        {
+            self.remove(before, length);
+            (base, count) = (before, length + count);
+        }
+        if let Some(&length) = self.by_base.get(&(base + count)) {
+            self.remove(base + count, length);
+            count += length;
+        }
+        self.insert(base, count);
+    }
+
+    fn insert(&mut self, base: u32, count: u32) {
+        if count > 0 {
+            self.by_base.insert(base, count);
+            self.by_count.insert((count, base));
+            self.free += count;
+        }
+    }
+
+    fn remove(&mut self, base: u32, count: u32) {
+        self.by_base.remove(&base);
+        self.by_count.remove(&(count, base));
+        self.free -= count;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn the_smallest_range_that_fits_is_taken() {
+        let mut ranges = Ranges::new(20);
+        assert!(ranges.reserve(Range { base: 4, count: 1 }));
+        assert!(ranges.reserve(Range { base: 8, count: 1 }));
+        assert_eq!(ranges.take(3), Some(Range { base: 5, count: 3 }));
+        assert_eq!(ranges.take(4), Some(Range { base: 0, count: 4 }));
+        assert_eq!(ranges.take(12), None);
+        assert_eq!(ranges.take(0), Some(Range::default()));
+    }
+
+    #[test]
+    fn a_range_that_is_taken_cannot_be_reserved() {
+        let mut ranges = Ranges::new(10);
+        assert!(ranges.reserve(Range { base: 2, count: 3 }));
+        assert!(!ranges.reserve(Range { base: 4, count: 1 }));
+        assert!(!ranges.reserve(Range { base: 0, count: 3 }));
+        assert!(!ranges.reserve(Range { base: 9, count: 2 }));
+        assert!(!ranges.reserve(Range { base: u32::MAX, count: 2 }));
+        assert!(ranges.reserve(Range { base: 5, count: 5 }));
+    }
+
+    proptest! {
+        #[test]
+        fn ranges_never_overlap_and_all_come_back(
+            steps in prop::collection::vec((1_u32..20, any::<prop::sample::Index>(), any::<bool>()), 0..200),
+        ) {
+            let mut ranges = Ranges::new(100);
+            let mut held: Vec<Range> = Vec::new();
+            for (count, which, give_back) in steps {
+                if give_back && !held.is_empty() {
+                    ranges.release(held.swap_remove(which.index(held.len())));
+                } else if let Some(range) = ranges.take(count) {
+                    prop_assert!(range.base + range.count <= 100);
+                    for other in &held {
+                        prop_assert!(
+                            range.base + range.count <= other.base || other.base + other.count <= range.base
+                        );
+                    }
+                    held.push(range);
+                }
+                prop_assert_eq!(ranges.free(), 100 - held.iter().map(|range| range.count).sum::<u32>());
+            }
+            held.drain(..).for_each(|range| ranges.release(range));
+            prop_assert_eq!(ranges.take(100), Some(Range { base: 0, count: 100 }));
+        }
+    }
+}

@@ -1,0 +1,471 @@
+//! Histories of services, carried out element by element on tables in memory.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::net::IpAddr;
+use std::time::{Duration, Instant};
+
+use podnet_common::abi::ServiceName;
+use podnet_common::service::{Backend, BackendId, Frontend, FrontendKey, ServiceId};
+use podnet_common::wire::{Addr, Be16, Endpoint, Family, Protocol};
+use proptest::prelude::*;
+
+use super::quarantine::REST;
+use super::*;
+
+/// The kernel's tables.
+#[derive(Clone, Debug, Default)]
+struct Tables {
+    frontends: HashMap<FrontendKey, Frontend>,
+    slots: BTreeMap<u32, BackendId>,
+    backends: BTreeMap<BackendId, Backend>,
+    names: BTreeMap<ServiceId, ServiceName>,
+    /// When a slot was last pointed at, and when a backend left.
+    slot_used: HashMap<u32, Instant>,
+    backend_left: HashMap<BackendId, Instant>,
+}
+
+/// Where a frontend leads: the service port's name, and its endpoints with their places.
+type Target = (String, BTreeMap<Endpoint, (BackendId, u32)>);
+
+enum Write {
+    Backend(BackendId, Backend),
+    Slot(u32, BackendId),
+    Name(ServiceId, ServiceName),
+    Frontend(FrontendKey, Frontend),
+    RemoveFrontend(FrontendKey),
+    Gone(BackendId, Backend),
+    RemoveName(ServiceId),
+}
+
+/// The changes one by one, in the order in which the kernel edge carries them out.
+fn writes(changes: Changes) -> Vec<Write> {
+    let mut list: Vec<Write> = Vec::new();
+    list.extend(changes.backends.into_iter().map(|(id, backend)| Write::Backend(id, backend)));
+    list.extend(changes.slots.into_iter().map(|(slot, id)| Write::Slot(slot, id)));
+    list.extend(changes.names.into_iter().map(|(id, name)| Write::Name(id, name)));
+    list.extend(changes.frontends.into_iter().map(|(key, frontend)| Write::Frontend(key, frontend)));
+    list.extend(changes.removed_frontends.into_iter().map(Write::RemoveFrontend));
+    list.extend(changes.gone.into_iter().map(|(id, backend)| Write::Gone(id, backend)));
+    list.extend(changes.removed_names.into_iter().map(Write::RemoveName));
+    list
+}
+
+impl Tables {
+    fn carry_out(&mut self, write: Write, now: Instant) {
+        let rested = |since: Option<&Instant>| since.is_none_or(|since| now.duration_since(*since) >= REST);
+        match write {
+            Write::Backend(id, backend) => {
+                assert!(id.0 > 0 && rested(self.backend_left.get(&id)), "{id:?} is used again too soon");
+                let before = self.backends.insert(id, backend);
+                assert!(before.is_none_or(|before| !before.serving()), "{id:?} is taken");
+                assert!(before.is_none_or(|before| before.generation != backend.generation));
+            }
+            Write::Slot(slot, id) => {
+                assert!(rested(self.slot_used.get(&slot)), "slot {slot} is used again too soon");
+                self.slots.insert(slot, id);
+            }
+            Write::Name(id, name) => assert_eq!(self.names.insert(id, name), None),
+            Write::Frontend(key, frontend) => {
+                self.leave(&key, now);
+                self.frontends.insert(key, frontend);
+            }
+            Write::RemoveFrontend(key) => {
+                self.leave(&key, now);
+                assert!(self.frontends.remove(&key).is_some());
+            }
+            Write::Gone(id, backend) => {
+                let before = self.backends.insert(id, backend).unwrap();
+                assert_eq!(before.gone(), backend, "only whether it serves may change");
+                self.backend_left.insert(id, now);
+            }
+            Write::RemoveName(id) => assert!(self.names.remove(&id).is_some()),
+        }
+    }
+
+    fn leave(&mut self, key: &FrontendKey, now: Instant) {
+        if let Some(frontend) = self.frontends.get(key) {
+            let range = frontend.base..frontend.base + frontend.count;
+            self.slot_used.extend(range.map(|slot| (slot, now)));
+        }
+    }
+
+    fn resolve(&self, key: &FrontendKey) -> Option<Target> {
+        let frontend = self.frontends.get(key)?;
+        let name = PortName::decode(&self.names[&frontend.service]).unwrap().to_string();
+        let endpoints = (frontend.base..frontend.base + frontend.count).map(|slot| {
+            let id = self.slots[&slot];
+            let backend = self.backends[&id];
+            assert!(backend.serving() && backend.service == frontend.service, "{key:?} leads astray");
+            (backend.endpoint(), (id, backend.generation))
+        });
+        let endpoints: BTreeMap<_, _> = endpoints.collect();
+        assert_eq!(endpoints.len(), frontend.count as usize, "each endpoint has one slot");
+        Some((name, endpoints))
+    }
+
+    fn resolve_all(&self) -> BTreeMap<FrontendKey, Target> {
+        self.frontends.keys().filter_map(|key| Some((*key, self.resolve(key)?))).collect()
+    }
+
+    fn snapshot(&self) -> Snapshot {
+        let used = self.frontends.values().flat_map(|frontend| {
+            (frontend.base..frontend.base + frontend.count).map(|slot| (slot, self.slots[&slot]))
+        });
+        Snapshot {
+            frontends: self.frontends.iter().map(|(key, frontend)| (*key, *frontend)).collect(),
+            slots: used.collect(),
+            backends: self.backends.iter().map(|(id, backend)| (*id, *backend)).collect(),
+            names: self.names.iter().map(|(id, name)| (*id, *name)).collect(),
+        }
+    }
+}
+
+/// What is desired, and what a history has made of it so far.
+struct World {
+    capacity: Capacity,
+    desired: BTreeMap<Key, Vec<ServicePort>>,
+    tables: Tables,
+    planner: Planner,
+    now: Instant,
+}
+
+impl World {
+    fn new(frontends: u32, slots: u32) -> Self {
+        let capacity = Capacity { frontends, slots, ..Capacity::default() };
+        Self {
+            capacity,
+            desired: BTreeMap::new(),
+            tables: Tables::default(),
+            planner: Planner::adopt(&capacity, &Snapshot::default()),
+            now: Instant::now(),
+        }
+    }
+
+    fn plan(&mut self, dirty: &[Key]) -> Plan {
+        let desired = &self.desired;
+        self.planner.plan(self.now, dirty.iter().cloned().collect(), |key| {
+            desired.get(key).cloned().unwrap_or_default()
+        })
+    }
+
+    fn restart(&mut self) -> Plan {
+        self.planner = Planner::adopt(&self.capacity, &self.tables.snapshot());
+        let desired = &self.desired;
+        self.planner
+            .reconcile(self.now, desired.keys().cloned(), |key| desired.get(key).cloned().unwrap_or_default())
+    }
+
+    /// Carries out the first `limit` writes of `changes`: at each of them, a frontend leads where it led
+    /// before or where it leads in the end, and an endpoint that stays keeps its place.
+    fn carry_out(&mut self, changes: Changes, limit: usize) {
+        let before = self.tables.resolve_all();
+        let mut end = self.tables.clone();
+        writes(changes.clone()).into_iter().for_each(|write| end.carry_out(write, self.now));
+        let after = end.resolve_all();
+        let places = |targets: &BTreeMap<FrontendKey, Target>| -> BTreeMap<_, _> {
+            let all = targets.iter().flat_map(|(key, (name, endpoints))| {
+                let port = (name.clone(), key.protocol(), key.endpoint().addr.family());
+                endpoints.iter().map(move |(endpoint, place)| ((port.clone(), *endpoint), *place))
+            });
+            all.collect()
+        };
+        let stayed = places(&after);
+        for (member, place) in places(&before) {
+            assert!(stayed.get(&member).is_none_or(|now| *now == place), "{member:?} changes places");
+        }
+        for write in writes(changes).into_iter().take(limit) {
+            self.tables.carry_out(write, self.now);
+            assert!(self.tables.frontends.len() <= self.capacity.frontends as usize);
+            for key in before.keys().chain(after.keys()) {
+                let current = self.tables.resolve(key);
+                assert!(
+                    current.as_ref() == before.get(key) || current.as_ref() == after.get(key),
+                    "{key:?} leads neither where it did nor where it will"
+                );
+            }
+        }
+    }
+
+    /// Where every frontend should lead, if there is room for all.
+    fn expected(&self) -> BTreeMap<FrontendKey, (String, BTreeSet<Endpoint>)> {
+        let mut expected = BTreeMap::new();
+        let mut services: Vec<_> = self.desired.iter().collect();
+        services.sort_by_key(|(key, ports)| (ports.first().and_then(|port| port.created), (*key).clone()));
+        for (service, ports) in services {
+            for port in ports {
+                let name = PortName { service: service.clone(), port: port.port.clone() }.to_string();
+                for frontend in &port.frontends {
+                    expected
+                        .entry(FrontendKey::new(*frontend, port.protocol))
+                        .or_insert_with(|| (name.clone(), port.endpoints.iter().copied().collect()));
+                }
+            }
+        }
+        expected
+    }
+
+    fn actual(&self) -> BTreeMap<FrontendKey, (String, BTreeSet<Endpoint>)> {
+        let targets = self.tables.resolve_all().into_iter();
+        targets.map(|(key, (name, endpoints))| (key, (name, endpoints.into_keys().collect()))).collect()
+    }
+
+    /// Deletes all services and waits: nothing may remain.
+    fn drain(&mut self) {
+        let all: Vec<Key> = self.desired.keys().cloned().collect();
+        self.desired.clear();
+        let plan = self.plan(&all);
+        self.carry_out(plan.changes, usize::MAX);
+        for _ in 0..2 {
+            self.now += REST;
+            assert_eq!(self.plan(&[]).changes, Changes::default());
+        }
+        assert_eq!(self.planner.usage().map(|usage| usage.used), [0; 3]);
+        assert!(!self.planner.is_waiting());
+        assert!(self.tables.frontends.is_empty() && self.tables.names.is_empty());
+        assert!(self.tables.backends.values().all(|backend| !backend.serving()));
+    }
+}
+
+fn endpoint(family: Family, host: u8, port: u16) -> Endpoint {
+    let ip: IpAddr = match family {
+        Family::V4 => [10, 0, 0, host].into(),
+        Family::V6 => [0xfd00, 0, 0, 0, 0, 0, 0, u16::from(host)].into(),
+    };
+    Endpoint { addr: Addr::from(ip), port: Be16::new(port) }
+}
+
+/// A service's ports: some of three, of either family; the services contend for few frontends.
+fn ports() -> impl Strategy<Value = Vec<ServicePort>> {
+    let port = |name: &'static str, protocol| {
+        (
+            any::<bool>(),
+            prop::collection::btree_set(0_u8..8, 1..3),
+            prop::collection::btree_set(0_u8..8, 0..6),
+            prop::collection::btree_set(0_u8..8, 0..6),
+        )
+            .prop_map(move |(v6, frontends, endpoints, draining)| {
+                let family = if v6 { Family::V6 } else { Family::V4 };
+                let place = |host| endpoint(family, host, 80);
+                ServicePort {
+                    port: name.into(),
+                    protocol,
+                    family,
+                    created: None,
+                    frontends: frontends.into_iter().map(|host| endpoint(family, host + 100, 80)).collect(),
+                    draining: draining.difference(&endpoints).copied().map(place).collect(),
+                    endpoints: endpoints.into_iter().map(place).collect(),
+                }
+            })
+    };
+    let ports = (
+        prop::option::of(port("a", Protocol::TCP)),
+        prop::option::of(port("b", Protocol::UDP)),
+        prop::option::of(port("", Protocol::TCP)),
+        prop::option::of(0_i64..3),
+    );
+    ports.prop_map(|(a, b, c, created)| {
+        let mut list: Vec<ServicePort> = [a, b, c].into_iter().flatten().collect();
+        list.iter_mut().for_each(|port| port.created = created);
+        list
+    })
+}
+
+#[derive(Clone, Debug)]
+enum Step {
+    /// The services' ports change together, and time passes before.
+    Change(Vec<(u8, Vec<ServicePort>)>, u64),
+    /// The agent is killed after so many writes, and starts again.
+    Kill(Vec<(u8, Vec<ServicePort>)>, prop::sample::Index),
+}
+
+fn steps() -> impl Strategy<Value = Vec<Step>> {
+    let batch = || prop::collection::vec((0_u8..4, ports()), 1..4);
+    let step = prop_oneof![
+        3 => (batch(), 0_u64..3000).prop_map(|(batch, wait)| Step::Change(batch, wait)),
+        1 => (batch(), any::<prop::sample::Index>()).prop_map(|(batch, limit)| Step::Kill(batch, limit)),
+    ];
+    prop::collection::vec(step, 1..12)
+}
+
+fn desire(world: &mut World, batch: Vec<(u8, Vec<ServicePort>)>) -> Vec<Key> {
+    let change = |(service, ports): (u8, Vec<ServicePort>)| {
+        let key = Key::new("ns", &format!("s{service}"));
+        if ports.is_empty() {
+            world.desired.remove(&key);
+        } else {
+            world.desired.insert(key.clone(), ports);
+        }
+        key
+    };
+    batch.into_iter().map(change).collect()
+}
+
+fn run(world: &mut World, step: Step) {
+    match step {
+        Step::Change(batch, wait) => {
+            world.now += Duration::from_millis(wait);
+            let dirty = desire(world, batch);
+            let plan = world.plan(&dirty);
+            world.carry_out(plan.changes, usize::MAX);
+        }
+        Step::Kill(batch, limit) => {
+            let dirty = desire(world, batch);
+            let plan = world.plan(&dirty);
+            let limit = limit.index(writes(plan.changes.clone()).len() + 1);
+            world.carry_out(plan.changes, limit);
+            // An agent takes longer to start than packets are under way.
+            world.now += REST;
+            let plan = world.restart();
+            world.carry_out(plan.changes, usize::MAX);
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { max_shrink_iters: 2000, ..ProptestConfig::with_cases(64) })]
+
+    #[test]
+    fn any_history_ends_as_desired_without_a_gap_or_a_leak(history in steps()) {
+        let mut world = World::new(1000, 1000);
+        for step in history {
+            run(&mut world, step);
+            prop_assert_eq!(world.actual(), world.expected());
+            let adopted = Planner::adopt(&world.capacity, &world.tables.snapshot()).reconcile(
+                world.now,
+                world.desired.keys().cloned(),
+                |key| world.desired.get(key).cloned().unwrap_or_default(),
+            );
+            prop_assert_eq!(adopted.changes, Changes::default());
+        }
+        world.drain();
+    }
+
+    #[test]
+    fn tables_without_room_keep_what_works(history in steps()) {
+        let mut world = World::new(6, 24);
+        for step in history {
+            run(&mut world, step);
+        }
+        // What found no room finds it as soon as the others leave it.
+        while let Some(key) = world.desired.keys().next_back().cloned().filter(|_| world.desired.len() > 1) {
+            world.desired.remove(&key);
+            let plan = world.plan(&[key]);
+            world.carry_out(plan.changes, usize::MAX);
+        }
+        for _ in 0..4 {
+            world.now += REST;
+            let plan = world.plan(&[]);
+            world.carry_out(plan.changes, usize::MAX);
+        }
+        prop_assert!(!world.planner.is_waiting());
+        prop_assert_eq!(world.actual(), world.expected());
+        world.drain();
+    }
+}
+
+fn service(frontend: u8, endpoints: &[u8], created: Option<i64>) -> Vec<ServicePort> {
+    vec![ServicePort {
+        port: "".into(),
+        protocol: Protocol::TCP,
+        family: Family::V4,
+        created,
+        frontends: vec![endpoint(Family::V4, frontend, 80)],
+        endpoints: endpoints.iter().map(|&host| endpoint(Family::V4, host, 80)).collect(),
+        draining: Vec::new(),
+    }]
+}
+
+fn set(world: &mut World, name: &str, ports: Vec<ServicePort>) -> Plan {
+    let key = Key::new("ns", name);
+    world.desired.insert(key.clone(), ports);
+    let plan = world.plan(&[key]);
+    world.carry_out(plan.changes.clone(), usize::MAX);
+    plan
+}
+
+#[test]
+fn a_change_writes_what_it_changes_and_no_more() {
+    let mut world = World::new(10, 100);
+    set(&mut world, "web", service(100, &[1, 2, 3], None));
+    assert_eq!(set(&mut world, "web", service(100, &[1, 2, 3], None)).changes, Changes::default());
+    let changes = set(&mut world, "web", service(100, &[1, 3, 4], None)).changes;
+    assert_eq!((changes.backends.len(), changes.slots.len(), changes.gone.len()), (1, 3, 1));
+    assert_eq!((changes.frontends.len(), changes.names.len()), (1, 0));
+}
+
+#[test]
+fn a_draining_endpoint_goes_on_serving_what_it_has() {
+    let mut world = World::new(10, 100);
+    set(&mut world, "web", service(100, &[1, 2], None));
+    let mut ports = service(100, &[1], None);
+    ports[0].draining = vec![endpoint(Family::V4, 2, 80), endpoint(Family::V4, 3, 80)];
+    let changes = set(&mut world, "web", ports).changes;
+    assert_eq!(changes.gone, [], "it still serves");
+    assert_eq!(changes.backends, [], "one that never took connections has none to go on with");
+    assert_eq!(set(&mut world, "web", service(100, &[1], None)).changes.gone.len(), 1);
+}
+
+#[test]
+fn the_older_of_two_claims_holds_and_the_other_takes_over() {
+    let mut world = World::new(10, 100);
+    set(&mut world, "young", service(100, &[1], Some(2)));
+    let plan = set(&mut world, "old", service(100, &[2], Some(1)));
+    assert_eq!(world.actual(), world.expected());
+    assert_eq!(
+        plan.conflicts,
+        [Conflict {
+            frontend: "10.0.0.100:80".parse().unwrap(),
+            protocol: Protocol::TCP,
+            winner: Key::new("ns", "old"),
+            loser: Key::new("ns", "young"),
+        }]
+    );
+    assert_eq!(set(&mut world, "young", service(100, &[3], Some(2))).conflicts, [], "told once");
+
+    world.desired.remove(&Key::new("ns", "old"));
+    let plan = world.plan(&[Key::new("ns", "old")]);
+    assert_eq!(plan.changes.removed_frontends, [], "it changes hands without a gap");
+    world.carry_out(plan.changes, usize::MAX);
+    assert_eq!(world.actual(), world.expected());
+}
+
+#[test]
+fn a_full_table_names_itself_and_takes_the_service_when_there_is_room() {
+    let mut world = World::new(1, 100);
+    set(&mut world, "a", service(100, &[1], None));
+    let plan = set(&mut world, "b", service(101, &[1], None));
+    let full = Full { table: Table::Frontends, capacity: 1 };
+    assert_eq!(plan.full, [(Key::new("ns", "b"), full)]);
+    assert!(full.to_string().contains("--max-frontends"));
+    assert!(world.planner.is_full(Table::Frontends) && !world.planner.is_full(Table::Slots));
+    assert_eq!(set(&mut world, "b", service(101, &[1], None)).full, [], "told once");
+
+    world.desired.remove(&Key::new("ns", "a"));
+    let plan = world.plan(&[Key::new("ns", "a")]);
+    world.carry_out(plan.changes, usize::MAX);
+    let plan = world.plan(&[]);
+    assert_eq!(plan.fit, [Key::new("ns", "b")]);
+    world.carry_out(plan.changes, usize::MAX);
+    assert_eq!(world.actual(), world.expected());
+}
+
+#[test]
+fn a_service_that_moves_in_a_full_table_gives_up_first() {
+    let mut world = World::new(1, 100);
+    set(&mut world, "a", service(100, &[1], None));
+    assert_eq!(set(&mut world, "a", service(101, &[1], None)).full.len(), 1);
+    let plan = world.plan(&[]);
+    world.carry_out(plan.changes, usize::MAX);
+    assert_eq!(world.actual(), world.expected());
+}
+
+#[test]
+fn a_service_that_shrinks_finds_room_where_none_that_grows_does() {
+    let mut world = World::new(10, 32);
+    let hosts: Vec<u8> = (1..=28).collect();
+    set(&mut world, "big", service(100, &hosts, None));
+    set(&mut world, "small", service(101, &[1, 2], None));
+    assert_eq!(set(&mut world, "small", service(101, &[1, 2, 3], None)).full.len(), 1);
+    assert_eq!(set(&mut world, "small", service(101, &[1], None)).full.len(), 0);
+    assert_eq!(world.actual(), world.expected());
+}

@@ -1,0 +1,66 @@
+//! The slot table: who may write where.
+
+use std::time::Instant;
+
+use super::quarantine::Quarantine;
+use super::ranges::{Range, Ranges};
+
+#[derive(Debug)]
+pub(super) struct Slots {
+    size: u32,
+    ranges: Ranges,
+    quarantine: Quarantine<Range>,
+}
+
+impl Slots {
+    pub(super) fn new(size: u32) -> Self {
+        Self { size, ranges: Ranges::new(size), quarantine: Quarantine::default() }
+    }
+
+    pub(super) fn size(&self) -> u32 {
+        self.size
+    }
+
+    /// How many slots are held or resting.
+    pub(super) fn used(&self) -> u32 {
+        self.size - self.ranges.free()
+    }
+
+    pub(super) fn reserve(&mut self, range: Range) -> bool {
+        self.ranges.reserve(range)
+    }
+
+    /// Takes a range for each of `counts`, or none at all; `keep` slots remain free then.
+    pub(super) fn take(&mut self, counts: &[u32], keep: u32) -> Option<Vec<Range>> {
+        let wanted = counts.iter().map(|&count| u64::from(count)).sum::<u64>();
+        if wanted > 0 && wanted + u64::from(keep) > u64::from(self.ranges.free()) {
+            return None;
+        }
+        let mut taken = Vec::with_capacity(counts.len());
+        for &count in counts {
+            match self.ranges.take(count) {
+                Some(range) => taken.push(range),
+                // Nobody has seen these yet: they need no rest.
+                None => {
+                    taken.into_iter().for_each(|range| self.ranges.release(range));
+                    return None;
+                }
+            }
+        }
+        Some(taken)
+    }
+
+    /// Frees a range that packets may still be reading.
+    pub(super) fn retire(&mut self, range: Range) {
+        if range.count > 0 {
+            self.quarantine.put(range);
+        }
+    }
+
+    /// Moves time on; whether that made room.
+    pub(super) fn advance(&mut self, now: Instant) -> bool {
+        let rested = self.quarantine.advance(now);
+        rested.iter().for_each(|&range| self.ranges.release(range));
+        !rested.is_empty()
+    }
+}
