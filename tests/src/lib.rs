@@ -4,11 +4,15 @@
 //! namespace, so nothing that a test sends can leave it. Everything a lab makes carries the lab's id and is
 //! removed when the lab is dropped; should the test be killed, a janitor process removes it all the same.
 
+pub mod agent;
 pub mod cgroup;
+pub mod control_plane;
 pub mod lab;
+pub mod manifests;
 pub mod netns;
 pub mod node;
 pub mod peer;
+pub mod pki;
 pub mod pod;
 pub mod process;
 pub mod protocol;

@@ -1,0 +1,229 @@
+//! Kubernetes objects as YAML, in the folder that an agent watches.
+
+use std::fmt::Write as _;
+use std::fs;
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, Result};
+
+use crate::peer::PORT;
+use crate::pod::Pod;
+
+/// A Service with the port 80 for TCP and UDP in each family, and the slices of its endpoints.
+#[derive(Clone, Debug)]
+pub struct Service {
+    name: String,
+    addresses: Vec<IpAddr>,
+    endpoints: Vec<Endpoint>,
+    target_port: u16,
+}
+
+/// The port of all Services.
+pub const SERVICE_PORT: u16 = 80;
+
+#[derive(Clone, Debug)]
+struct Endpoint {
+    addresses: [IpAddr; 2],
+    node: String,
+    name: String,
+}
+
+impl Service {
+    /// A Service of both families without endpoints: `10.96.0.NUMBER` and `fd00:10:96::NUMBER`.
+    pub fn new(name: &str, number: u8) -> Self {
+        let v6 = [0xfd00, 0x10, 0x96, 0, 0, 0, 0, number.into()];
+        Self {
+            name: name.to_owned(),
+            addresses: vec![[10, 96, 0, number].into(), v6.into()],
+            endpoints: Vec::new(),
+            target_port: PORT,
+        }
+    }
+
+    /// The same with one address only.
+    #[must_use]
+    pub fn only(self, family: Family) -> Self {
+        let addresses = self.addresses.into_iter().filter(|address| family.has(*address)).collect();
+        Self { addresses, ..self }
+    }
+
+    /// The same with these pods as endpoints, and no others.
+    #[must_use]
+    pub fn with<'a>(self, pods: impl IntoIterator<Item = &'a Pod>) -> Self {
+        let endpoints = pods
+            .into_iter()
+            .map(|pod| Endpoint {
+                addresses: pod.addresses(),
+                node: pod.node().name().to_owned(),
+                name: pod.name().to_owned(),
+            })
+            .collect();
+        Self { endpoints, ..self }
+    }
+
+    /// The same with another port at the pods.
+    #[must_use]
+    pub fn target_port(self, target_port: u16) -> Self {
+        Self { target_port, ..self }
+    }
+
+    /// Its name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Its addresses.
+    pub fn addresses(&self) -> &[IpAddr] {
+        &self.addresses
+    }
+
+    /// Its address of this family.
+    ///
+    /// # Errors
+    /// If it has none.
+    pub fn address(&self, family: Family) -> Result<IpAddr> {
+        let found = self.addresses.iter().find(|address| family.has(**address));
+        found.copied().with_context(|| format!("{} has no {family:?} address", self.name))
+    }
+
+    /// The addresses and port of the pods behind `address`.
+    pub fn backends(&self, address: IpAddr) -> impl Iterator<Item = (IpAddr, u16)> {
+        self.endpoints
+            .iter()
+            .flat_map(|endpoint| endpoint.addresses)
+            .filter(move |backend| backend.is_ipv4() == address.is_ipv4())
+            .map(|backend| (backend, self.target_port))
+    }
+
+    /// The Service and its slices.
+    fn yaml(&self) -> String {
+        let Self { name, addresses, target_port, .. } = self;
+        let families: Vec<_> = addresses.iter().map(|address| Family::of(*address).name()).collect();
+        let mut yaml = format!(
+            "apiVersion: v1\nkind: Service\nmetadata:\n  namespace: default\n  name: {name}\nspec:\n  \
+             type: ClusterIP\n  clusterIP: \"{}\"\n  clusterIPs: {addresses:?}\n  ipFamilies: {families:?}\n  \
+             ports:\n",
+            addresses[0]
+        );
+        for (port, protocol) in [("tcp", "TCP"), ("udp", "UDP")] {
+            let _ = writeln!(
+                yaml,
+                "  - {{name: {port}, protocol: {protocol}, port: {SERVICE_PORT}, targetPort: {target_port}}}"
+            );
+        }
+        for family in addresses.iter().map(|address| Family::of(*address)) {
+            yaml.push_str(&self.slice(family));
+        }
+        yaml
+    }
+
+    fn slice(&self, family: Family) -> String {
+        let Self { name, target_port, .. } = self;
+        let kind = family.name();
+        let suffix = kind.to_lowercase();
+        let mut yaml = format!(
+            "---\napiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata:\n  namespace: default\n  \
+             name: {name}-{suffix}\n  labels: {{kubernetes.io/service-name: {name}}}\naddressType: {kind}\n\
+             ports:\n- {{name: tcp, protocol: TCP, port: {target_port}}}\n\
+             - {{name: udp, protocol: UDP, port: {target_port}}}\n"
+        );
+        yaml.push_str(if self.endpoints.is_empty() { "endpoints: []\n" } else { "endpoints:\n" });
+        for endpoint in &self.endpoints {
+            for address in endpoint.addresses.iter().filter(|address| family.has(**address)) {
+                let _ = writeln!(
+                    yaml,
+                    "- addresses: [\"{address}\"]\n  conditions: {{ready: true, serving: true, terminating: false}}\n  \
+                     nodeName: {}\n  targetRef: {{kind: Pod, namespace: default, name: {}}}",
+                    endpoint.node, endpoint.name
+                );
+            }
+        }
+        yaml
+    }
+}
+
+/// An address family.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Family {
+    /// IPv4.
+    V4,
+    /// IPv6.
+    V6,
+}
+
+impl Family {
+    /// Both.
+    pub const ALL: [Self; 2] = [Self::V4, Self::V6];
+
+    /// That of `address`.
+    pub fn of(address: IpAddr) -> Self {
+        if address.is_ipv4() { Self::V4 } else { Self::V6 }
+    }
+
+    fn has(self, address: IpAddr) -> bool {
+        self == Self::of(address)
+    }
+
+    /// Kubernetes' name.
+    fn name(self) -> &'static str {
+        match self {
+            Self::V4 => "IPv4",
+            Self::V6 => "IPv6",
+        }
+    }
+}
+
+/// A folder of manifests.
+#[derive(Clone, Debug)]
+pub struct Manifests {
+    folder: PathBuf,
+}
+
+impl Manifests {
+    /// The manifests in `folder`.
+    pub fn new(folder: PathBuf) -> Self {
+        Self { folder }
+    }
+
+    /// The folder.
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// Writes a Service and its slices, in place of what there was by this name.
+    ///
+    /// # Errors
+    /// If the file cannot be written.
+    pub fn apply(&self, service: &Service) -> Result<()> {
+        self.write(&format!("{}.yaml", service.name), &service.yaml())
+    }
+
+    /// Writes many Services as one file.
+    ///
+    /// # Errors
+    /// If the file cannot be written.
+    pub fn apply_all(&self, file: &str, services: &[Service]) -> Result<()> {
+        let documents: Vec<_> = services.iter().map(Service::yaml).collect();
+        self.write(file, &documents.join("---\n"))
+    }
+
+    /// Removes a Service and its slices.
+    ///
+    /// # Errors
+    /// If there is no such file.
+    pub fn delete(&self, service: &Service) -> Result<()> {
+        let path = self.folder.join(format!("{}.yaml", service.name));
+        fs::remove_file(&path).with_context(|| format!("cannot remove {}", path.display()))
+    }
+
+    /// Writes a file, whatever is in it: whoever reads it sees the old content or the new.
+    ///
+    /// # Errors
+    /// If it cannot be written.
+    pub fn write(&self, name: &str, content: &str) -> Result<()> {
+        let (path, partial) = (self.folder.join(name), self.folder.join(format!(".{name}.partial")));
+        fs::write(&partial, content).with_context(|| format!("cannot write {}", partial.display()))?;
+        fs::rename(&partial, &path).with_context(|| format!("cannot write {}", path.display()))
+    }
+}
