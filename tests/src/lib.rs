@@ -17,4 +17,5 @@ pub mod pod;
 pub mod process;
 pub mod protocol;
 pub mod require;
+pub mod scene;
 pub mod wait;

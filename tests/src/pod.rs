@@ -27,6 +27,7 @@ impl PodKind {
 pub struct Pod {
     name: String,
     node: Node,
+    kind: PodKind,
     place: Place,
     interface: String,
     v4: Ipv4Addr,
@@ -37,14 +38,32 @@ impl Pod {
     pub(crate) fn create(node: &Node, name: &str, kind: PodKind, number: u8) -> Result<Self> {
         let netns = node.lab().netns(&format!("{}-{name}", node.name()))?;
         netns.sysctl(&["net/ipv6/conf/all/accept_dad=0", "net/ipv6/conf/default/accept_dad=0"])?;
-        let (index, host) = (node.index(), &node.place().netns);
+        let index = node.index();
         let net = |block: u16, last: u16| Ipv6Addr::new(0xfd00, 0x10, 0x244, index.into(), block, 0, 0, last);
-        let interface = format!("veth{number}");
+        let (v4, v6) = match kind {
+            PodKind::Bridge => (Ipv4Addr::new(10, 244, index, number), net(0, number.into())),
+            PodKind::Ptp => (Ipv4Addr::new(10, 244, index, 128 + number), net(1, number.into())),
+        };
+        let pod = Self {
+            name: name.to_owned(),
+            node: node.clone(),
+            kind,
+            place: Place { netns, cgroup: node.place().cgroup.clone() },
+            interface: format!("veth{number}"),
+            v4,
+            v6,
+        };
+        pod.plug_in()?;
+        Ok(pod)
+    }
+
+    /// Links the pod to its node.
+    fn plug_in(&self) -> Result<()> {
+        let Self { interface, v4, v6, .. } = self;
+        let (netns, host, index) = (&self.place.netns, &self.node.place().netns, self.node.index());
         let link = format!("link add {interface} type veth peer name eth0 netns {}\n", netns.name());
-        let (v4, v6);
-        match kind {
+        match self.kind {
             PodKind::Bridge => {
-                (v4, v6) = (Ipv4Addr::new(10, 244, index, number), net(0, number.into()));
                 host.batch(&format!("{link}link set {interface} master cni0 up"))?;
                 netns.batch(&format!(
                     "link set eth0 up\n\
@@ -52,11 +71,10 @@ impl Pod {
                      addr add {v6}/80 dev eth0 nodad\n\
                      route add default via 10.244.{index}.1\n\
                      route add default via fd00:10:244:{index}::1"
-                ))?;
+                ))
             }
             PodKind::Ptp => {
-                (v4, v6) = (Ipv4Addr::new(10, 244, index, 128 + number), net(1, number.into()));
-                let (node_v4, node_v6) = (node.v4(), node.v6());
+                let (node_v4, node_v6) = (self.node.v4(), self.node.v6());
                 host.batch(&format!(
                     "{link}link set {interface} up\n\
                      addr add 169.254.1.1/32 dev {interface} scope link\n\
@@ -71,11 +89,18 @@ impl Pod {
                      route add 169.254.1.1 dev eth0 scope link\n\
                      route add default via 169.254.1.1 dev eth0\n\
                      route add default via fe80::1 dev eth0"
-                ))?;
+                ))
             }
         }
-        let place = Place { netns, cgroup: node.place().cgroup.clone() };
-        Ok(Self { name: name.to_owned(), node: node.clone(), place, interface, v4, v6 })
+    }
+
+    /// Removes the pod's link and makes another of the same name.
+    ///
+    /// # Errors
+    /// If that fails.
+    pub fn replug(&self) -> Result<()> {
+        self.node.place().netns.batch(&format!("link delete {}", self.interface))?;
+        self.plug_in()
     }
 
     /// Its name.

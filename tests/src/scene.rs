@@ -1,0 +1,113 @@
+//! What most tests begin with: a node, a client pod, and a Service with some pods behind it.
+
+use std::net::{IpAddr, SocketAddr};
+
+use anyhow::Result;
+
+use crate::agent::{Agent, Settings, SocketLb, service_port};
+use crate::lab::Lab;
+use crate::manifests::{Family, Manifests, Service};
+use crate::node::Node;
+use crate::peer::{Server, Target, Transport};
+use crate::pod::{Pod, PodKind};
+
+/// What a scene is to be.
+#[derive(Clone, Copy, Debug)]
+pub struct Plan {
+    kind: PodKind,
+    socket_lb: SocketLb,
+    backends: u8,
+    attach: &'static str,
+}
+
+impl Plan {
+    /// A client and `backends` servers, all of one kind.
+    pub fn new(kind: PodKind, socket_lb: SocketLb, backends: u8) -> Self {
+        Self { kind, socket_lb, backends, attach: "auto" }
+    }
+
+    /// The same with programs attached in another way than the kernel's best.
+    #[must_use]
+    pub fn attach(self, attach: &'static str) -> Self {
+        Self { attach, ..self }
+    }
+
+    /// Makes the scene; `None` if the test is to be skipped.
+    ///
+    /// # Errors
+    /// If something does not come up.
+    pub fn start(self) -> Result<Option<Scene>> {
+        let Some(lab) = Lab::start()? else { return Ok(None) };
+        let node = lab.node("a")?;
+        let client = node.pod("client", self.kind)?;
+        let (mut backends, mut servers) = (Vec::new(), Vec::new());
+        for number in 0..self.backends {
+            let pod = node.pod(&format!("backend-{number}"), self.kind)?;
+            servers.push(Server::start(pod.place(), pod.name())?);
+            backends.push(pod);
+        }
+        let manifests = Manifests::new(lab.folder("manifests")?);
+        let service = Service::new("web", 10).with(&backends);
+        manifests.apply(&service)?;
+        let mut settings = Settings::new(&manifests, self.socket_lb);
+        settings.attach = self.attach;
+        let agent = Agent::start(&node, settings)?;
+        agent.wait_for(&service)?;
+        Ok(Some(Scene { agent, servers, lab, node, client, backends, manifests, service }))
+    }
+}
+
+/// A scene. The Service is called `web`, the pods behind it `backend-0` and so on.
+pub struct Scene {
+    /// podnet's agent.
+    pub agent: Agent,
+    /// The servers in the pods behind the Service.
+    pub servers: Vec<Server>,
+    /// The lab.
+    pub lab: Lab,
+    /// The only node.
+    pub node: Node,
+    /// A pod that is no backend.
+    pub client: Pod,
+    /// The pods behind the Service.
+    pub backends: Vec<Pod>,
+    /// What the agent reads.
+    pub manifests: Manifests,
+    /// The Service.
+    pub service: Service,
+}
+
+impl Scene {
+    /// Requests to the Service.
+    ///
+    /// # Errors
+    /// None: the Service has both families.
+    pub fn target(&self, transport: Transport, family: Family) -> Result<Target> {
+        Ok(Target::new(transport, self.frontend(family)?))
+    }
+
+    /// The Service's address and port.
+    ///
+    /// # Errors
+    /// None: the Service has both families.
+    pub fn frontend(&self, family: Family) -> Result<SocketAddr> {
+        Ok(service_port(self.service.address(family)?))
+    }
+
+    /// Puts another Service in the place of one of the same name, and waits until the kernel serves it.
+    ///
+    /// # Errors
+    /// If it does not.
+    pub fn apply(&self, service: &Service) -> Result<()> {
+        self.manifests.apply(service)?;
+        self.agent.wait_for(service)
+    }
+}
+
+/// The address of `pod` in this family.
+pub fn address_of(pod: &Pod, family: Family) -> IpAddr {
+    match family {
+        Family::V4 => pod.v4().into(),
+        Family::V6 => pod.v6().into(),
+    }
+}
