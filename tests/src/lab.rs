@@ -71,6 +71,11 @@ impl Lab {
         })))
     }
 
+    /// What the names of all that belongs to the lab have in common.
+    pub fn id(&self) -> &str {
+        &self.0.id
+    }
+
     /// Adds a node to the cluster.
     ///
     /// # Errors

@@ -62,6 +62,29 @@ impl Service {
         Self { endpoints, ..self }
     }
 
+    /// The same by another number: with another name and other addresses.
+    #[must_use]
+    pub fn numbered(self, number: u8) -> Self {
+        let other = Self::new(&format!("{}-{number}", self.name), number);
+        Self { name: other.name, addresses: other.addresses, ..self }
+    }
+
+    /// The same with `count` endpoints where there are no pods.
+    #[must_use]
+    pub fn with_nobody(self, count: u8) -> Self {
+        let endpoints = (1..=count)
+            .map(|number| Endpoint {
+                addresses: [
+                    [10, 244, 99, number].into(),
+                    [0xfd00, 0x10, 0x244, 99, 0, 0, 0, number.into()].into(),
+                ],
+                node: "nowhere".to_owned(),
+                name: format!("nobody-{number}"),
+            })
+            .collect();
+        Self { endpoints, ..self }
+    }
+
     /// The same with another port at the pods.
     #[must_use]
     pub fn target_port(self, target_port: u16) -> Self {

@@ -1,25 +1,250 @@
-//! podnet against a real Kubernetes control plane.
+//! podnet against a real Kubernetes control plane: its Services, its EndpointSlices, its rights.
 
-use anyhow::{Context as _, Result};
-use k8s_openapi::api::core::v1::ServiceAccount;
-use kube::Api;
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use k8s_openapi::api::core::v1::{
+    Node as KubernetesNode, Pod as KubernetesPod, Secret, Service, ServiceAccount,
+};
+use k8s_openapi::api::discovery::v1::EndpointSlice;
+use kube::api::{DeleteParams, ListParams};
+use kube::{Api, ResourceExt as _};
+use tests::agent::{Agent, Settings, SocketLb, Source, service_port};
 use tests::control_plane::ControlPlane;
+use tests::kubernetes::{self as api, Rights};
 use tests::lab::Lab;
+use tests::node::Node;
+use tests::peer::{self, Load, Server, Target, Transport};
+use tests::pod::{Pod, PodKind};
 use tests::require;
 use tests::wait::{PATIENCE, until};
 
-/// The control plane itself, without podnet: its controllers work.
-#[test]
-fn the_control_plane_starts() -> Result<()> {
-    let (Some(()), Some(programs)) = (require::root(), require::control_plane()) else { return Ok(()) };
-    let lab = Lab::without_podnet()?;
-    let plane = ControlPlane::start(&lab, &programs)?;
-    let admin = plane.admin()?;
-    until("the controllers to make a ServiceAccount", PATIENCE, || {
-        plane.run(&admin, async |client| {
-            let accounts: Api<ServiceAccount> = Api::namespaced(client, "default");
-            accounts.get("default").await.context("no ServiceAccount")
-        })
-    })?;
+/// A cluster of two nodes without agents.
+struct Cluster {
+    plane: ControlPlane,
+    admin: PathBuf,
+    nodes: [Node; 2],
+    client: Pod,
+    lab: Lab,
+}
+
+impl Cluster {
+    fn start() -> Result<Option<Self>> {
+        let Some(programs) = require::control_plane() else { return Ok(None) };
+        let Some(lab) = Lab::start()? else { return Ok(None) };
+        let plane = ControlPlane::start(&lab, &programs)?;
+        let admin = plane.admin()?;
+        // Pods need the ServiceAccount that a controller makes.
+        until("the controllers to work", PATIENCE, || {
+            plane.run(&admin, async |client| {
+                let accounts: Api<ServiceAccount> = Api::namespaced(client, api::NAMESPACE);
+                accounts.get("default").await.context("there is no ServiceAccount yet")
+            })
+        })?;
+        let nodes = [lab.node("a")?, lab.node("b")?];
+        for node in &nodes {
+            plane.run(&admin, async |client| api::register_node(client, node).await)?;
+        }
+        let client = nodes[0].pod("client", PodKind::Ptp)?;
+        Ok(Some(Self { plane, admin, nodes, client, lab }))
+    }
+
+    /// The settings of an agent that has exactly the rights of the shipped manifest.
+    fn settings(&self, socket_lb: SocketLb) -> Result<Settings> {
+        let rights = shipped_rights()?;
+        let token = self.plane.run(&self.admin, async |client| rights.grant(client, true).await)?;
+        let kubeconfig = self.plane.kubeconfig_with_token("podnet", &token)?;
+        Ok(Settings::from(Source::Kubeconfig(kubeconfig), socket_lb))
+    }
+
+    /// A pod with a server, known to the API.
+    fn run_pod(&self, node: &Node, name: &str, app: &str) -> Result<(Pod, Server)> {
+        let pod = node.pod(name, PodKind::Ptp)?;
+        let server = Server::start(pod.place(), name)?;
+        self.plane.run(&self.admin, async |client| api::run_pod(client, &pod, app).await)?;
+        Ok((pod, server))
+    }
+
+    fn create_service(&self, app: &str) -> Result<Vec<IpAddr>> {
+        self.plane.run(&self.admin, async |client| api::create_service(client, app).await)
+    }
+}
+
+fn shipped_rights() -> Result<Rights> {
+    Rights::of_manifest(&Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/podnet.yaml"))
+}
+
+/// Waits until exactly the pods in `expected` answer at all addresses, by TCP and UDP.
+fn wait_until_served_by(from: &Pod, addresses: &[IpAddr], expected: &[&Pod]) -> Result<()> {
+    let expected: BTreeSet<_> = expected.iter().map(|pod| pod.name().to_owned()).collect();
+    for address in addresses {
+        for transport in [Transport::Tcp, Transport::ConnectedUdp] {
+            let target = Target::new(transport, service_port(*address));
+            until(&format!("{address} {transport:?} to be served by {expected:?}"), PATIENCE, || {
+                let summary = peer::ask_often(from.place(), &target, 40)?;
+                let answered: BTreeSet<_> = summary.servers.keys().cloned().collect();
+                ensure!(summary.failed == 0 && answered == expected, "{summary:?}");
+                Ok(())
+            })?;
+        }
+    }
     Ok(())
+}
+
+/// Waits until connections are refused: the Service is there, and nobody behind it.
+fn wait_until_refused(from: &Pod, addresses: &[IpAddr]) -> Result<()> {
+    for address in addresses {
+        let target = Target::new(Transport::Tcp, service_port(*address));
+        until(&format!("{address} to refuse"), PATIENCE, || {
+            let answer = peer::ask(from.place(), &target)?;
+            ensure!(answer.as_ref().is_err_and(|failure| failure.kind == "ConnectionRefused"), "{answer:?}");
+            Ok(())
+        })?;
+    }
+    Ok(())
+}
+
+/// From the Service's creation over all that happens to its Pods to its deletion.
+fn life_of_a_service(socket_lb: SocketLb) -> Result<()> {
+    let Some(cluster) = Cluster::start()? else { return Ok(()) };
+    let [a, b] = &cluster.nodes;
+    let (plane, admin, client) = (&cluster.plane, &cluster.admin, &cluster.client);
+    let settings = cluster.settings(socket_lb)?;
+    let agents = [Agent::start(a, settings.clone())?, Agent::start(b, settings)?];
+    let addresses = cluster.create_service("web")?;
+    ensure!(addresses.len() == 2, "{addresses:?}");
+    wait_until_refused(client, &addresses)?;
+    let (first, _first_server) = cluster.run_pod(b, "web-0", "web")?;
+    wait_until_served_by(client, &addresses, &[&first])?;
+    // Scaled up: on both nodes.
+    let (second, _second_server) = cluster.run_pod(a, "web-1", "web")?;
+    let (third, _third_server) = cluster.run_pod(b, "web-2", "web")?;
+    wait_until_served_by(client, &addresses, &[&first, &second, &third])?;
+    // Not ready, and ready again.
+    plane.run(admin, async |client| api::set_ready(client, &second, false).await)?;
+    wait_until_served_by(client, &addresses, &[&first, &third])?;
+    plane.run(admin, async |client| api::set_ready(client, &second, true).await)?;
+    wait_until_served_by(client, &addresses, &[&first, &second, &third])?;
+    // Terminating: no new connections; and gone.
+    plane.run(admin, async |client| api::delete_pod(client, &first, 600).await)?;
+    wait_until_served_by(client, &addresses, &[&second, &third])?;
+    plane.run(admin, async |client| api::delete_pod(client, &first, 0).await)?;
+    wait_until_served_by(client, &addresses, &[&second, &third])?;
+    // Scaled down to nothing, and deleted.
+    for pod in [&second, &third] {
+        plane.run(admin, async |client| api::delete_pod(client, pod, 0).await)?;
+    }
+    wait_until_refused(client, &addresses)?;
+    plane.run(admin, async |client| api::delete_service(client, "web").await)?;
+    for agent in &agents {
+        until("the Service to be gone", PATIENCE, || {
+            let frontends = agent.frontends()?;
+            ensure!(frontends.iter().all(|frontend| !addresses.contains(&frontend.address)), "{frontends:?}");
+            Ok(())
+        })?;
+    }
+    Ok(())
+}
+
+#[test]
+fn cluster_life_of_a_service_tc() -> Result<()> {
+    life_of_a_service(SocketLb::Off)
+}
+
+#[test]
+fn cluster_life_of_a_service_socket() -> Result<()> {
+    life_of_a_service(SocketLb::All)
+}
+
+/// While the API server is away the last state stays; what changed meanwhile is caught up with.
+#[test]
+fn cluster_outage_of_the_api_server() -> Result<()> {
+    let Some(mut cluster) = Cluster::start()? else { return Ok(()) };
+    let node = cluster.nodes[0].clone();
+    let settings = cluster.settings(SocketLb::Off)?;
+    let mut agent = Agent::start(&node, settings)?;
+    let addresses = cluster.create_service("web")?;
+    let (first, _first_server) = cluster.run_pod(&node, "web-0", "web")?;
+    wait_until_served_by(&cluster.client, &addresses, &[&first])?;
+
+    let target = Target::new(Transport::Tcp, service_port(addresses[0]));
+    let load = Load::start(cluster.client.place(), &target)?;
+    let lines = agent.log().lines().count();
+    cluster.plane.kill_api_server()?;
+    thread::sleep(Duration::from_secs(6));
+    let logged = agent.log().lines().count() - lines;
+    ensure!((1..=12).contains(&logged), "{logged} lines in 6 s of outage:\n{}", agent.log());
+    ensure!(agent.process().ended()?.is_none(), "the agent gave up:\n{}", agent.log());
+    wait_until_served_by(&cluster.client, &addresses, &[&first])?;
+
+    cluster.plane.start_api_server()?;
+    let (second, _second_server) = cluster.run_pod(&node, "web-1", "web")?;
+    wait_until_served_by(&cluster.client, &addresses, &[&first, &second])?;
+    let summary = load.stop()?;
+    ensure!(summary.failed == 0 && summary.ok > 100, "{summary:?}\n{}", agent.log());
+    Ok(())
+}
+
+/// An agent without rights says so, names what it may not do, and goes on once it may.
+#[test]
+fn cluster_rights_denied_and_granted() -> Result<()> {
+    let Some(cluster) = Cluster::start()? else { return Ok(()) };
+    let (plane, admin) = (&cluster.plane, &cluster.admin);
+    let rights = shipped_rights()?;
+    let token = plane.run(admin, async |client| rights.grant(client, false).await)?;
+    let kubeconfig = plane.kubeconfig_with_token("podnet", &token)?;
+    let settings = Settings::from(Source::Kubeconfig(kubeconfig), SocketLb::Off);
+    let addresses = cluster.create_service("web")?;
+    let node = &cluster.nodes[0];
+    let (pod, _server) = cluster.run_pod(node, "web-0", "web")?;
+    let agent = Agent::spawn(node, settings)?;
+    agent.wait_for_log("forbidden")?;
+    ensure!(agent.log().contains("services"), "it does not say what it may not do:\n{}", agent.log());
+    plane.run(admin, async |client| rights.bind(client).await)?;
+    wait_until_served_by(&cluster.client, &addresses, &[&pod])
+        .with_context(|| format!("in lab {}:\n{}", cluster.lab.id(), agent.log()))
+}
+
+/// The shipped rights are enough to see Services and endpoints, and no more.
+#[test]
+fn cluster_shipped_rights() -> Result<()> {
+    let Some(cluster) = Cluster::start()? else { return Ok(()) };
+    let Source::Kubeconfig(kubeconfig) = cluster.settings(SocketLb::Off)?.source else {
+        bail!("an agent of a cluster has a kubeconfig")
+    };
+    cluster.create_service("web")?;
+    let (pod, _server) = cluster.run_pod(&cluster.nodes[1], "web-0", "web")?;
+    cluster.plane.run(&kubeconfig, async |client| {
+        let everything = ListParams::default();
+        let slices: Api<EndpointSlice> = Api::all(client.clone());
+        let services: Api<Service> = Api::all(client.clone());
+        let nodes: Api<KubernetesNode> = Api::all(client.clone());
+        ensure!(services.list(&everything).await?.iter().any(|service| service.name_any() == "web"));
+        ensure!(nodes.list(&everything).await?.items.len() == 2);
+        let address = pod.v4().to_string();
+        let deadline = Instant::now() + PATIENCE;
+        while !slices.list(&everything).await?.iter().any(|slice| has(slice, &address)) {
+            ensure!(Instant::now() < deadline, "no EndpointSlice with {address}");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        let forbidden =
+            |result: kube::Result<()>| matches!(result, Err(kube::Error::Api(status)) if status.code == 403);
+        let secrets: Api<Secret> = Api::all(client.clone());
+        ensure!(forbidden(secrets.list(&everything).await.map(drop)), "it may read Secrets");
+        let pods: Api<KubernetesPod> = Api::all(client.clone());
+        ensure!(forbidden(pods.list(&everything).await.map(drop)), "it may read Pods");
+        let services: Api<Service> = Api::namespaced(client, api::NAMESPACE);
+        let deletion = services.delete("web", &DeleteParams::default()).await;
+        ensure!(forbidden(deletion.map(drop)), "it may delete Services");
+        Ok(())
+    })
+}
+
+fn has(slice: &EndpointSlice, address: &str) -> bool {
+    let endpoints = slice.endpoints.iter().flatten();
+    endpoints.flat_map(|endpoint| &endpoint.addresses).any(|found| found == address)
 }

@@ -1,0 +1,56 @@
+//! A table that is full: what is in it goes on working, and the error names table, size and flag.
+
+use anyhow::{Result, ensure};
+use tests::agent::{Agent, Settings, SocketLb};
+use tests::lab::Lab;
+use tests::manifests::{Family, Manifests, SERVICE_PORT, Service};
+use tests::peer::{self, Server, Target, Transport};
+use tests::pod::PodKind;
+
+/// Fills a table with `flag` set to `size` by applying `too_much` after a small Service.
+fn full(flag: &str, size: u32, table: &str, too_much: impl Fn(Service) -> Vec<Service>) -> Result<()> {
+    let Some(lab) = Lab::start()? else { return Ok(()) };
+    let node = lab.node("a")?;
+    let client = node.pod("client", PodKind::Ptp)?;
+    let backend = node.pod("backend", PodKind::Ptp)?;
+    let _server = Server::start(backend.place(), "backend")?;
+    let manifests = Manifests::new(lab.folder("manifests")?);
+    let service = Service::new("web", 10).with([&backend]);
+    manifests.apply(&service)?;
+    let mut settings = Settings::new(&manifests, SocketLb::Off);
+    settings.further = vec![flag.to_owned(), size.to_string()];
+    let agent = Agent::start(&node, settings)?;
+    agent.wait_for(&service)?;
+    manifests.apply_all("more.yaml", &too_much(Service::new("more", 20)))?;
+    agent.wait_for_log(flag)?;
+    let log = agent.log();
+    let complaint = log.lines().find(|line| line.contains(flag) && line.contains("full"));
+    ensure!(
+        complaint.is_some_and(|line| line.contains(table) && line.contains(&size.to_string())),
+        "no line with table, size and flag:\n{log}"
+    );
+    for family in Family::ALL {
+        let frontend = (service.address(family)?, SERVICE_PORT).into();
+        let answer = peer::ask(client.place(), &Target::new(Transport::Tcp, frontend))?;
+        ensure!(answer.is_ok(), "{family:?}: {answer:?}\n{log}");
+    }
+    // When there is less to serve, all of it is served again.
+    let smaller = Service::new("other", 30).only(Family::V4);
+    manifests.apply_all("more.yaml", &[])?;
+    manifests.apply(&smaller)?;
+    agent.wait_for(&smaller)?;
+    agent.wait_for(&service)
+}
+
+#[test]
+fn full_table_of_frontends() -> Result<()> {
+    // Each Service of two families takes 4: TCP and UDP.
+    full("--max-frontends", 8, "FRONTENDS", |service| {
+        (0..4).map(|number| service.clone().numbered(20 + number)).collect()
+    })
+}
+
+#[test]
+fn full_table_of_slots() -> Result<()> {
+    full("--max-slots", 32, "SLOTS", |service| vec![service.with_nobody(20)])
+}
