@@ -9,6 +9,7 @@ mod build;
 mod build_ebpf;
 mod control_plane;
 mod crates;
+mod demo;
 mod image;
 mod lint;
 mod process;
@@ -51,6 +52,7 @@ commands! {
     Setup(setup::Setup),
     BuildEbpf(build_ebpf::BuildEbpf),
     Build(build::Build),
+    Demo(demo::Demo),
     Image(image::Image),
     Lint(lint::Lint),
     Test(test::Test),
