@@ -206,18 +206,19 @@ fn rust_src_by_rustup() -> Result<()> {
         bail!("there is no rustup");
     }
     announce("rust-src for rustup's nightly", "core is compiled for the eBPF target");
+    let mut rustup = command("rustup");
     match nightlies().first() {
-        Some(nightly) => {
-            run(command("rustup").args(["component", "add", "rust-src", "--toolchain", nightly.as_str()]))
-        }
-        None => run(command("rustup").args([
+        Some(nightly) => rustup.args(["component", "add", "rust-src", "--toolchain", nightly.as_str()]),
+        None => rustup.args([
             "toolchain",
             "install",
             "nightly",
             "--profile=minimal",
             "--component=rust-src,clippy",
-        ])),
-    }
+        ]),
+    };
+    // Where Rust's servers cannot be reached, more tries only take time.
+    run(rustup.env("RUSTUP_MAX_RETRIES", "1"))
 }
 
 fn linker(compiler: &Compiler) -> Result<Found<()>> {

@@ -135,7 +135,7 @@ fn test_files(folder: &Path) -> Result<Vec<String>> {
     Ok(names)
 }
 
-/// Runs each fuzz target for `seconds`, on top of what earlier runs found.
+/// Runs each fuzz target for `seconds`, starting from `fuzz/seeds` and from what earlier runs found.
 fn fuzz(seconds: u32) -> Result<()> {
     let root = workspace::root();
     if !root.join("fuzz/Cargo.toml").exists() {
@@ -158,6 +158,10 @@ fn fuzz(seconds: u32) -> Result<()> {
         fs::create_dir_all(&corpus).with_context(|| format!("cannot create {}", corpus.display()))?;
         let mut fuzz = cargo_fuzz("run");
         fuzz.arg("--target-dir").arg(root.join("target/fuzz")).arg(target).arg(corpus);
+        let seeds = root.join("fuzz/seeds").join(target);
+        if seeds.exists() {
+            fuzz.arg(seeds);
+        }
         run(fuzz.arg("--").arg(format!("-max_total_time={seconds}")))?;
     }
     Ok(())
