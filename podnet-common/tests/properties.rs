@@ -87,7 +87,7 @@ fn tables(family: Family) -> impl Strategy<Value = HostTables> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(3000))]
+    #![proptest_config(cases(3000))]
 
     /// Passed and dropped frames are as they were; others are as sound as they were, and go where a table
     /// says.
@@ -359,7 +359,6 @@ impl Model {
             Reason::NoEndpoints => {
                 prop_assert!(exists && self.services[service].3.is_empty());
                 prop_assert_eq!((seen.source, seen.destination), (at.addr.to_ip(), client.addr.to_ip()));
-                self.talks.remove(&key);
             }
             Reason::NotService => prop_assert!(!exists),
             Reason::MidConnection => prop_assert!(protocol == Protocol::TCP && flags != SYN),
@@ -409,7 +408,7 @@ fn seen_pair(seen: &Seen) -> Option<(Endpoint, Endpoint)> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(500))]
+    #![proptest_config(cases(500))]
 
     #[test]
     fn any_conversation(

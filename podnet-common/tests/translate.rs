@@ -197,7 +197,7 @@ fn ends() -> impl Strategy<Value = (Protocol, Endpoint, Endpoint, Endpoint)> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(1000))]
+    #![proptest_config(cases(1000))]
 
     /// The backend gets what the client would have sent it, the client what the Service would have
     /// answered, to the byte, checksums included.

@@ -11,6 +11,15 @@ use etherparse::{
 };
 use podnet_common::packet::TcpFlags;
 use podnet_common::wire::{Endpoint, Family, Protocol};
+use proptest::prelude::ProptestConfig;
+
+/// So many cases of a property, or as many as `PROPTEST_CASES` says.
+pub(crate) fn cases(count: u32) -> ProptestConfig {
+    match std::env::var_os("PROPTEST_CASES") {
+        Some(_) => ProptestConfig::default(),
+        None => ProptestConfig::with_cases(count),
+    }
+}
 
 pub(crate) const POD_MAC: [u8; 6] = [2, 0, 0, 0, 0, 1];
 pub(crate) const NODE_MAC: [u8; 6] = [2, 0, 0, 0, 0, 2];
