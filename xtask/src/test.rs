@@ -73,6 +73,8 @@ impl Test {
             let podnet = timings.run("build: podnet", || build_podnet(false, false))?;
             environment.push(("PODNET_BIN", podnet.into_os_string()));
             environment.push(("PODNET_TOOLS", workspace::tools()?.into_os_string()));
+            // What a test lacks here is a fault, not a reason to skip it.
+            environment.push(("PODNET_REQUIRE", "1".into()));
             environment.extend(control_plane::variable()?);
         }
         for layer in layers {
@@ -113,7 +115,7 @@ fn integration(cargo: &mut Command, wanted: impl Fn(&str) -> bool) -> Result<()>
     for name in &names {
         cargo.args(["--test", name]);
     }
-    run(cargo.args(["--", "--test-threads=1"]))
+    run(cargo.args(["--no-fail-fast", "--", "--test-threads=1"]))
 }
 
 /// The names of cargo's integration tests in `folder`, sorted.
