@@ -1,7 +1,8 @@
 //! What the programs cost: instructions and stack stay within budgets that are checked in.
 //!
 //! A budget is a promise to the reader, not a limit of the kernel's: a change that needs more raises it,
-//! in the same commit, with a reason.
+//! in the same commit, with a reason. They leave room for the compilers that `cargo xtask setup` may find, which
+//! differ by a tenth (measured with rustc 1.96 and nightly 1.97).
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -24,16 +25,16 @@ struct Budget {
 }
 
 const BUDGETS: [Budget; 10] = [
-    Budget { program: "from_pod", instructions: 3700, verified: 52_000, stack: 420 },
-    Budget { program: "to_pod", instructions: 1150, verified: 3600, stack: 300 },
-    Budget { program: "connect4", instructions: 140, verified: 175, stack: 100 },
-    Budget { program: "connect6", instructions: 150, verified: 175, stack: 128 },
-    Budget { program: "sendmsg4", instructions: 225, verified: 270, stack: 152 },
-    Budget { program: "sendmsg6", instructions: 235, verified: 280, stack: 160 },
-    Budget { program: "recvmsg4", instructions: 50, verified: 50, stack: 40 },
-    Budget { program: "recvmsg6", instructions: 50, verified: 50, stack: 40 },
-    Budget { program: "getpeername4", instructions: 50, verified: 50, stack: 40 },
-    Budget { program: "getpeername6", instructions: 50, verified: 50, stack: 40 },
+    Budget { program: "from_pod", instructions: 3900, verified: 56_000, stack: 440 },
+    Budget { program: "to_pod", instructions: 1300, verified: 4500, stack: 310 },
+    Budget { program: "connect4", instructions: 150, verified: 190, stack: 112 },
+    Budget { program: "connect6", instructions: 160, verified: 190, stack: 128 },
+    Budget { program: "sendmsg4", instructions: 240, verified: 300, stack: 168 },
+    Budget { program: "sendmsg6", instructions: 250, verified: 310, stack: 176 },
+    Budget { program: "recvmsg4", instructions: 55, verified: 60, stack: 48 },
+    Budget { program: "recvmsg6", instructions: 60, verified: 60, stack: 48 },
+    Budget { program: "getpeername4", instructions: 55, verified: 60, stack: 48 },
+    Budget { program: "getpeername6", instructions: 60, verified: 60, stack: 48 },
 ];
 
 /// One instruction of eBPF (RFC 9669, 3).
