@@ -3,15 +3,19 @@
 #![allow(dead_code, reason = "each test file uses its own part")]
 #![allow(clippy::unwrap_used, reason = "what is unexpected fails the test")]
 
+mod read;
+
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use etherparse::{
-    IpHeaders, IpNumber, Ipv4Extensions, Ipv4Header, Ipv6Extensions, Ipv6Header, NetSlice, PacketBuilder,
-    SlicedPacket, TcpHeader, TransportSlice,
+    IpHeaders, IpNumber, Ipv4Extensions, Ipv4Header, Ipv6Extensions, Ipv6Header, PacketBuilder, TcpHeader,
 };
 use podnet_common::packet::TcpFlags;
 use podnet_common::wire::{Endpoint, Family, Protocol};
 use proptest::prelude::ProptestConfig;
+
+#[allow(unused_imports, reason = "each test file uses its own part")]
+pub(crate) use read::{Seen, Transport, read};
 
 /// So many cases of a property, or as many as `PROPTEST_CASES` says.
 pub(crate) fn cases(count: u32) -> ProptestConfig {
@@ -140,115 +144,4 @@ pub(crate) fn returned(mut frame: Vec<u8>) -> Vec<u8> {
     let (destination, source) = frame[..12].split_at_mut(6);
     destination.swap_with_slice(source);
     frame
-}
-
-/// What `etherparse` reads in a frame.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Seen {
-    pub(crate) source: IpAddr,
-    pub(crate) destination: IpAddr,
-    pub(crate) transport: Transport,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Transport {
-    Tcp(TcpHeader, Vec<u8>),
-    Udp((u16, u16), Vec<u8>),
-    Icmp(u8, u8, Vec<u8>),
-}
-
-impl Seen {
-    pub(crate) fn ports(&self) -> (u16, u16) {
-        match &self.transport {
-            Transport::Tcp(header, _) => (header.source_port, header.destination_port),
-            Transport::Udp(ports, _) => *ports,
-            Transport::Icmp(..) => panic!("ICMP has no ports"),
-        }
-    }
-
-    pub(crate) fn from(&self) -> Endpoint {
-        endpoint(self.source, self.ports().0)
-    }
-
-    pub(crate) fn to(&self) -> Endpoint {
-        endpoint(self.destination, self.ports().1)
-    }
-}
-
-/// Reads a frame; an error if a length or a checksum in it is wrong.
-pub(crate) fn read(frame: &[u8]) -> Result<Seen, String> {
-    let sliced = SlicedPacket::from_ethernet(frame).map_err(|error| error.to_string())?;
-    read_sliced(&sliced)
-}
-
-/// Reads what stands behind an Ethernet header, likewise.
-pub(crate) fn read_ip(packet: &[u8]) -> Result<Seen, String> {
-    let sliced = SlicedPacket::from_ip(packet).map_err(|error| error.to_string())?;
-    read_sliced(&sliced)
-}
-
-fn read_sliced(sliced: &SlicedPacket<'_>) -> Result<Seen, String> {
-    let same = |what, found, expected| {
-        if found == expected {
-            Ok(())
-        } else {
-            Err(format!("{what} checksum is {found:04x}, not {expected:04x}"))
-        }
-    };
-    let (source, destination) = match sliced.net.as_ref().ok_or("no IP")? {
-        NetSlice::Ipv4(ipv4) => {
-            let header = ipv4.header().to_header();
-            same("IPv4", header.header_checksum, header.calc_header_checksum())?;
-            (IpAddr::from(header.source), IpAddr::from(header.destination))
-        }
-        NetSlice::Ipv6(ipv6) => {
-            let header = ipv6.header().to_header();
-            (IpAddr::from(header.source), IpAddr::from(header.destination))
-        }
-        NetSlice::Arp(_) => return Err("ARP".into()),
-    };
-    let transport = match (sliced.transport.as_ref().ok_or("no transport")?, source, destination) {
-        (TransportSlice::Tcp(tcp), source, destination) => {
-            let expected = match (source, destination) {
-                (IpAddr::V4(source), IpAddr::V4(destination)) => {
-                    tcp.calc_checksum_ipv4(source.octets(), destination.octets())
-                }
-                (IpAddr::V6(source), IpAddr::V6(destination)) => {
-                    tcp.calc_checksum_ipv6(source.octets(), destination.octets())
-                }
-                _ => unreachable!(),
-            };
-            same("TCP", tcp.checksum(), expected.map_err(|error| error.to_string())?)?;
-            Transport::Tcp(tcp.to_header(), tcp.payload().to_vec())
-        }
-        (TransportSlice::Udp(udp), source, destination) => {
-            let header = udp.to_header();
-            let expected = match (source, destination) {
-                (IpAddr::V4(source), IpAddr::V4(destination)) => {
-                    header.calc_checksum_ipv4_raw(source.octets(), destination.octets(), udp.payload())
-                }
-                (IpAddr::V6(source), IpAddr::V6(destination)) => {
-                    header.calc_checksum_ipv6_raw(source.octets(), destination.octets(), udp.payload())
-                }
-                _ => unreachable!(),
-            };
-            if header.checksum != 0 {
-                same("UDP", header.checksum, expected.map_err(|error| error.to_string())?)?;
-            }
-            Transport::Udp((header.source_port, header.destination_port), udp.payload().to_vec())
-        }
-        (TransportSlice::Icmpv4(icmp), ..) => {
-            let expected = icmp.icmp_type().calc_checksum(icmp.payload());
-            same("ICMP", icmp.checksum(), expected)?;
-            Transport::Icmp(icmp.type_u8(), icmp.code_u8(), icmp.payload().to_vec())
-        }
-        (TransportSlice::Icmpv6(icmp), IpAddr::V6(source), IpAddr::V6(destination)) => {
-            if !icmp.is_checksum_valid(source.octets(), destination.octets()) {
-                return Err("ICMPv6 checksum is wrong".into());
-            }
-            Transport::Icmp(icmp.type_u8(), icmp.code_u8(), icmp.payload().to_vec())
-        }
-        _ => return Err("neither TCP, UDP nor ICMP".into()),
-    };
-    Ok(Seen { source, destination, transport })
 }

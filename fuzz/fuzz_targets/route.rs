@@ -1,0 +1,105 @@
+//! Any frame over any tables: what is passed or dropped stays as it is, everything else is as sound as it
+//! was and goes where a table says.
+//!
+//! The input: a byte of switches, the number of records, records of eight bytes that fill the tables, and
+//! the frame.
+#![no_main]
+
+#[path = "../../podnet-common/tests/support/read.rs"]
+#[allow(dead_code, reason = "shared with the tests")]
+mod read;
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+
+use libfuzzer_sys::fuzz_target;
+use podnet_common::conntrack::{Flow, State, Time, Tuple};
+use podnet_common::host::HostTables;
+use podnet_common::packet::parse;
+use podnet_common::route::{from_pod, to_pod};
+use podnet_common::service::{Backend, BackendId, BackendRef, Frontend, FrontendKey, ServiceId};
+use podnet_common::verdict::{Reason, Verdict};
+use podnet_common::wire::{Endpoint, Protocol};
+use zerocopy::FromBytes;
+
+/// One of 16 ends: few, so that frames meet tables.
+fn end(v6: bool, byte: u8) -> Endpoint {
+    let (n, is_service) = (byte & 1, byte & 2 != 0);
+    let ip: IpAddr = match (v6, is_service) {
+        (false, false) => Ipv4Addr::new(10, 244, 1, n).into(),
+        (false, true) => Ipv4Addr::new(10, 96, 0, n).into(),
+        (true, false) => Ipv6Addr::new(0xfd00, 0x10, 0x244, 1, 0, 0, 0, n.into()).into(),
+        (true, true) => Ipv6Addr::new(0xfd00, 0x10, 0x96, 0, 0, 0, 0, n.into()).into(),
+    };
+    SocketAddr::new(ip, [80, 8080, 53, 40000][usize::from(byte >> 2 & 3)]).into()
+}
+
+fn protocol(byte: u8) -> Protocol {
+    if byte & 0x80 == 0 { Protocol::TCP } else { Protocol::UDP }
+}
+
+fn fill(tables: &mut HostTables, v6: bool, [kind, a, b, c, d, e, f, g]: [u8; 8]) {
+    match kind & 3 {
+        0 => {
+            let frontend = Frontend { base: (b & 7).into(), count: (c & 7).into(), service: ServiceId(1) };
+            tables.frontends.insert(FrontendKey::new(end(v6, a), protocol(a)), frontend);
+        }
+        1 => tables.slots.extend([a, b, c, d, e, f, g].map(|id| BackendId((id & 7).into()))),
+        2 => {
+            let backend = Backend::new(end(v6, a), ServiceId(1), (b & 3).into());
+            tables.backends.push(if c & 1 == 0 { backend } else { backend.gone() });
+        }
+        _ => {
+            let key = Tuple::between(end(v6, a), end(v6, b), protocol(a));
+            let to = Tuple::between(end(v6, c), end(v6, d), protocol(a));
+            let backend = BackendRef { id: BackendId((e & 7).into()), generation: (e >> 3 & 3).into() };
+            let state = State::read_from_bytes(&[f]).expect("any byte is a state");
+            let seen = Time(tables.now.0 - Time::seconds(8) * u32::from(g));
+            tables.flows.insert(key, Flow::new(&to, backend, state, seen));
+        }
+    }
+}
+
+fuzz_target!(|bytes: &[u8]| {
+    let [switches, count, rest @ ..] = bytes else { return };
+    let (v6, to_the_pod, tight) = (switches & 1 != 0, switches & 2 != 0, switches & 4 != 0);
+    let Some((records, sent)) = rest.split_at_checked(usize::from(count % 32) * 8) else { return };
+
+    let mut tables = HostTables::new(u64::from(switches >> 3));
+    for record in records.chunks_exact(8) {
+        fill(&mut tables, v6, record.try_into().expect("eight bytes"));
+    }
+    if tight {
+        tables.flow_capacity = tables.flows.len() + usize::from(switches >> 7);
+    }
+    let flows = tables.flows.clone();
+    let parsed = parse(&sent.to_vec());
+    if parsed.is_ok_and(|packet| v6 != (packet.family == podnet_common::wire::Family::V6)) {
+        return;
+    }
+
+    let mut frame = sent.to_vec();
+    let verdict = if to_the_pod { to_pod } else { from_pod }(&mut frame, &mut tables);
+    match verdict {
+        Verdict::Pass(reason) => {
+            assert_eq!(frame, sent);
+            assert_eq!(tables.flows, flows);
+            assert!(parsed.err().is_none_or(|expected| expected == reason));
+        }
+        Verdict::Drop(reason) => {
+            assert_eq!(frame, sent);
+            assert!(matches!(reason, Reason::Collision | Reason::FlowTableFull));
+        }
+        Verdict::Translated(_) | Verdict::Return(_) => {
+            if read::read(sent).is_ok() {
+                read::read(&frame).expect("lengths and checksums are right");
+            }
+            if verdict.reason() != Reason::NoEndpoints {
+                assert_eq!(frame.len(), sent.len());
+                let (before, after) = (parsed.expect("parsed"), parse(&frame).expect("parsed again"));
+                assert_eq!((before.l4, before.flags), (after.l4, after.flags));
+                assert_eq!(tables.flows[&before.tuple].to(before.tuple.protocol()), after.tuple);
+            }
+        }
+    }
+    assert!(tables.flows.len() <= (flows.len() + 2).min(tables.flow_capacity.max(flows.len())));
+});
