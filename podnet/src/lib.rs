@@ -1,8 +1,17 @@
 //! podnet's agent: it watches Kubernetes Services and fills the tables that the kernel programs read.
 //!
 //! Sources of objects ([`cluster`]) feed an index; what it says of a service goes through the planner
-//! ([`plan`]), which knows what the kernel holds and answers with changes. Only the ends touch the world.
+//! ([`plan`]), which knows what the kernel holds and answers with changes; [`kernel`] carries them out.
+//! Only the ends touch the world. [`agent`] wires them together, and [`cli`] is what people type.
 
+pub mod admin;
+pub mod agent;
 pub mod changes;
+pub mod cli;
 pub mod cluster;
+pub mod error;
+pub mod interfaces;
+pub mod kernel;
+pub mod metrics;
+pub mod output;
 pub mod plan;

@@ -1,3 +1,5 @@
 //! The `podnet` command.
 
-fn main() {}
+fn main() -> std::process::ExitCode {
+    podnet::cli::run()
+}

@@ -3,9 +3,12 @@
 //! The edges ([`watch`], [`files`]) turn what they read into [`Event`]s at once; everything behind them is
 //! pure.
 
+pub mod files;
 pub mod index;
+pub mod manifests;
 pub mod model;
 pub mod object;
+pub mod watch;
 
 use std::time::Instant;
 

@@ -10,6 +10,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
+use podnet_common::abi;
 use podnet_common::service::{Backend, BackendId, Frontend, FrontendKey, ServiceId};
 use podnet_common::wire::{Endpoint, Family, Protocol};
 use thiserror::Error;
@@ -35,12 +36,15 @@ pub enum Table {
 }
 
 impl Table {
-    /// The name in messages and metrics.
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Frontends, Self::Slots, Self::Backends];
+
+    /// The name of the kernel's map.
     pub const fn name(self) -> &'static str {
         match self {
-            Self::Frontends => "frontends",
-            Self::Slots => "slots",
-            Self::Backends => "backends",
+            Self::Frontends => abi::FRONTENDS,
+            Self::Slots => abi::SLOTS,
+            Self::Backends => abi::BACKENDS,
         }
     }
 
@@ -66,7 +70,7 @@ pub struct Usage {
 
 /// A table has no room for a service. The service stays as it was.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
-#[error("the table of {} has no room left among its {capacity} entries: raise {}", table.name(), table.flag())]
+#[error("the table {} is full with {capacity} entries: raise {}; what is in it goes on working", table.name(), table.flag())]
 pub struct Full {
     /// The table.
     pub table: Table,
@@ -324,11 +328,13 @@ impl Ledger {
         if frontends > (self.frontends.size().saturating_sub(self.frontends.used())) as usize {
             return Err(Full { table: Table::Frontends, capacity: self.frontends.size() });
         }
+        let slots = Full { table: Table::Slots, capacity: self.slots.size() };
+        let ranges = self.slots.take(&counts, keep(self.slots.size())).ok_or(slots)?;
         if places > 0 && places > self.places.free().saturating_sub(keep(self.places.size())) as usize {
+            self.slots.put_back(ranges);
             return Err(Full { table: Table::Backends, capacity: self.places.size() });
         }
-        let keep = keep(self.slots.size());
-        self.slots.take(&counts, keep).ok_or(Full { table: Table::Slots, capacity: self.slots.size() })
+        Ok(ranges)
     }
 
     /// Notes which frontends a service waits for.

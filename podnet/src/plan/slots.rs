@@ -40,14 +40,18 @@ impl Slots {
         for &count in counts {
             match self.ranges.take(count) {
                 Some(range) => taken.push(range),
-                // Nobody has seen these yet: they need no rest.
                 None => {
-                    taken.into_iter().for_each(|range| self.ranges.release(range));
+                    self.put_back(taken);
                     return None;
                 }
             }
         }
         Some(taken)
+    }
+
+    /// Frees ranges that nobody has seen: they need no rest.
+    pub(super) fn put_back(&mut self, ranges: Vec<Range>) {
+        ranges.into_iter().for_each(|range| self.ranges.release(range));
     }
 
     /// Frees a range that packets may still be reading.

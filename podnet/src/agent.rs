@@ -1,0 +1,300 @@
+//! The agent: from events to the kernel.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::time::{MissedTickBehavior, interval};
+use tracing::{debug, error, info, warn};
+
+use crate::admin;
+use crate::cluster::files::Files;
+use crate::cluster::index::Index;
+use crate::cluster::model::{service_ports, unrouted};
+use crate::cluster::object::{Key, Object};
+use crate::cluster::{Event, Feed, feed, watch};
+use crate::error::Error;
+use crate::interfaces::{Action, Facing, Interfaces, News, Patterns};
+use crate::kernel::{self, Dataplane};
+use crate::metrics::Metrics;
+use crate::output;
+use crate::plan::{Plan, Planner, Table};
+
+/// How long what failed or found no room waits until it is tried again.
+const RETRY: Duration = Duration::from_secs(1);
+
+/// How many events are taken together at most before they are carried out.
+const BATCH: usize = 16_384;
+
+/// How the agent is set up.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Where Services come from.
+    pub source: Source,
+    /// The kernel's side.
+    pub kernel: kernel::Settings,
+    /// Which interfaces face pods.
+    pub pod_interfaces: Patterns,
+    /// The name of this node.
+    pub node: String,
+    /// Where metrics and health are served, if anywhere.
+    pub metrics_listen: Option<SocketAddr>,
+    /// Whether to end once what is there at the start is in the kernel.
+    pub once: bool,
+}
+
+/// Where Services come from.
+#[derive(Clone, Debug)]
+pub enum Source {
+    /// The API server, by a kubeconfig if one is named.
+    Cluster(Option<PathBuf>),
+    /// A directory of YAML.
+    Manifests(PathBuf),
+}
+
+/// Runs the agent until it is told to end (SIGTERM or SIGINT). The dataplane goes on working then.
+///
+/// # Errors
+/// When it cannot start. Afterwards it keeps going, and logs what is wrong.
+pub async fn run(settings: Settings) -> Result<(), Error> {
+    let mut terminated = signal(SignalKind::terminate()).map_err(Error::system("SIGTERM"))?;
+    let mut interrupted = signal(SignalKind::interrupt()).map_err(Error::system("SIGINT"))?;
+    let listener = match settings.metrics_listen {
+        Some(address) => Some(admin::listen(address).await?),
+        None => None,
+    };
+    let source = OpenSource::open(&settings.source).await?;
+    let mut interfaces = Interfaces::open().map_err(Error::system("a netlink socket"))?;
+    let metrics = Arc::new(Metrics::new(settings.node.clone(), settings.kernel.bpffs.clone()));
+    let mut agent = Agent::open(&settings, metrics.clone())?;
+    if let Some(listener) = listener {
+        tokio::spawn(admin::serve(listener, metrics));
+    }
+    let (feed, mut events) = feed();
+    let source = tokio::spawn(source.run(feed));
+
+    let mut retry = interval(RETRY);
+    retry.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            _ = terminated.recv() => break,
+            _ = interrupted.recv() => break,
+            Some((read, event)) = events.recv() => {
+                let mut batch = vec![read];
+                agent.handle(event);
+                while batch.len() < BATCH && let Ok((read, event)) = events.try_recv() {
+                    batch.push(read);
+                    agent.handle(event);
+                }
+                if agent.is_ready() {
+                    agent.sync(&batch);
+                } else if agent.index.synced() {
+                    agent.start(&batch)?;
+                    agent.links(interfaces.next().await);
+                    agent.ready();
+                    if settings.once {
+                        break;
+                    }
+                }
+            }
+            _ = retry.tick(), if agent.is_ready() && agent.is_behind() => agent.sync(&[]),
+            news = interfaces.next(), if agent.is_ready() => agent.links(news),
+        }
+    }
+    source.abort();
+    info!("podnet ends; what is in the kernel goes on working");
+    Ok(())
+}
+
+/// A source that is there to be read.
+enum OpenSource {
+    Cluster(kube::Client),
+    Manifests(Files),
+}
+
+impl OpenSource {
+    async fn open(source: &Source) -> Result<Self, Error> {
+        Ok(match source {
+            Source::Cluster(kubeconfig) => Self::Cluster(watch::connect(kubeconfig.as_deref()).await?),
+            Source::Manifests(directory) => Self::Manifests(Files::open(directory)?),
+        })
+    }
+
+    async fn run(self, feed: Feed) {
+        match self {
+            Self::Cluster(client) => watch::run(client, feed).await,
+            Self::Manifests(files) => files.run(feed).await,
+        }
+    }
+}
+
+struct Agent {
+    index: Index,
+    planner: Planner,
+    dataplane: Dataplane,
+    facing: Facing,
+    metrics: Arc<Metrics>,
+    capacity: crate::changes::Capacity,
+    /// Whether changes were lost on the way to the kernel, so that its tables have to be read again.
+    astray: bool,
+}
+
+impl Agent {
+    fn open(settings: &Settings, metrics: Arc<Metrics>) -> Result<Self, Error> {
+        let dataplane = Dataplane::open(&settings.kernel)?;
+        let memory = dataplane.memory()?;
+        let total: u64 = memory.iter().map(|(_, bytes)| bytes).sum();
+        let each: Vec<String> =
+            memory.iter().map(|(name, bytes)| format!("{name} {}", output::bytes(*bytes))).collect();
+        info!("the tables take {} of kernel memory: {}", output::bytes(total), each.join(", "));
+        let capacity = settings.kernel.capacity;
+        let planner = Planner::adopt(&capacity, &dataplane.snapshot()?);
+        let facing = Facing::new(settings.pod_interfaces.clone(), dataplane.attached_interfaces()?);
+        Ok(Self { index: Index::default(), planner, dataplane, facing, metrics, capacity, astray: false })
+    }
+
+    fn is_ready(&self) -> bool {
+        self.metrics.is_ready()
+    }
+
+    /// Whether there is something to be tried again.
+    fn is_behind(&self) -> bool {
+        self.astray || self.planner.is_waiting()
+    }
+
+    fn handle(&mut self, event: Event) {
+        let service = match &event {
+            Event::Apply(object) => {
+                self.metrics.event(object.kind());
+                matches!(object, Object::Service(_)).then(|| object.key().clone())
+            }
+            Event::Delete(kind, _) => {
+                self.metrics.event(*kind);
+                None
+            }
+            Event::Listing(_) | Event::Listed(_) => None,
+        };
+        if self.index.handle(event)
+            && let Some(service) = service.and_then(|key| self.index.service(&key))
+        {
+            for port in unrouted(service) {
+                let (service, number) = (&service.key, port.number);
+                warn!(%service, "port {number} is of protocol SCTP, which podnet does not route yet");
+            }
+        }
+    }
+
+    /// Brings the tables, whatever an earlier agent has left in them, to what the source says, and then
+    /// lets sockets use them.
+    fn start(&mut self, batch: &[Instant]) -> Result<(), Error> {
+        self.index.take_dirty();
+        let plan = self.reconcile();
+        self.carry_out(plan, batch)?;
+        self.dataplane.attach_sockets()?;
+        Ok(())
+    }
+
+    fn ready(&self) {
+        self.metrics.set_ready();
+        let services = self.index.services().count();
+        info!(services, interfaces = self.facing.count(), "podnet is ready");
+    }
+
+    /// Carries out what has changed; what fails is tried again later.
+    fn sync(&mut self, batch: &[Instant]) {
+        let dirty = self.index.take_dirty();
+        let plan = if self.astray {
+            match self.dataplane.snapshot() {
+                Ok(snapshot) => self.planner = Planner::adopt(&self.capacity, &snapshot),
+                Err(error) => return error!(%error, "the tables cannot be read; podnet tries again"),
+            }
+            self.reconcile()
+        } else {
+            let index = &self.index;
+            self.planner.plan(Instant::now(), dirty, |key| service_ports(index, key))
+        };
+        match self.carry_out(plan, batch) {
+            Ok(()) => self.astray = false,
+            Err(error) => {
+                self.astray = true;
+                self.metrics.failures.inc();
+                error!(%error, "changes could not be carried out; podnet tries again");
+            }
+        }
+    }
+
+    fn reconcile(&mut self) -> Plan {
+        let index = &self.index;
+        let desired: Vec<Key> = index.services().map(|service| service.key.clone()).collect();
+        self.planner.reconcile(Instant::now(), desired, |key| service_ports(index, key))
+    }
+
+    fn carry_out(&mut self, plan: Plan, batch: &[Instant]) -> Result<(), kernel::Error> {
+        tell(&plan);
+        self.metrics.tables(&self.planner);
+        if plan.changes.is_empty() {
+            return Ok(());
+        }
+        let start = Instant::now();
+        self.dataplane.apply(&plan.changes)?;
+        self.metrics.apply.observe(start.elapsed().as_secs_f64());
+        for read in batch {
+            self.metrics.latency.observe(read.elapsed().as_secs_f64());
+        }
+        self.metrics.wrote(&plan.changes);
+        debug!(
+            frontends = plan.changes.frontends.len(),
+            removed = plan.changes.removed_frontends.len(),
+            backends = plan.changes.backends.len(),
+            gone = plan.changes.gone.len(),
+            elapsed = ?start.elapsed(),
+            "changes are in the kernel"
+        );
+        Ok(())
+    }
+
+    fn links(&mut self, news: News) {
+        for action in self.facing.handle(news) {
+            match action {
+                Action::Attach(link) => match self.dataplane.attach_interface(link.index, &link.name) {
+                    Ok(()) => debug!(interface = link.name, "attached"),
+                    Err(error) => {
+                        self.facing.failed(link.index);
+                        warn!(%error, interface = link.name, "an interface that faces a pod is not served");
+                    }
+                },
+                Action::Detach(index) => {
+                    if let Err(error) = self.dataplane.detach_interface(index) {
+                        warn!(%error, index, "an interface could not be detached from");
+                    }
+                }
+            }
+        }
+        self.metrics.interfaces.set(i64::try_from(self.facing.count()).unwrap_or(i64::MAX));
+    }
+}
+
+/// Logs what there is to know of a plan, each matter once.
+fn tell(plan: &Plan) {
+    for conflict in &plan.conflicts {
+        warn!(
+            frontend = %conflict.frontend,
+            protocol = ?conflict.protocol,
+            winner = %conflict.winner,
+            loser = %conflict.loser,
+            "two Services claim one frontend: the older one has it"
+        );
+    }
+    for table in Table::ALL {
+        let mut full = plan.full.iter().filter(|(_, full)| full.table == table);
+        if let Some((first, reason)) = full.next() {
+            let services = full.count() + 1;
+            error!(services, first = %first, "{reason}");
+        }
+    }
+    if !plan.fit.is_empty() {
+        info!(services = plan.fit.len(), "Services that had found no room have it now");
+    }
+}

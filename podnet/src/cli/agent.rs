@@ -1,0 +1,194 @@
+//! `podnet agent`: runs on each node.
+
+use std::convert::Infallible;
+use std::io::{IsTerminal, stderr};
+use std::net::{AddrParseError, SocketAddr};
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::str::FromStr;
+
+use clap::builder::RangedU64ValueParser;
+use clap::{Args, ValueEnum};
+use tracing_subscriber::EnvFilter;
+
+use super::kernel::Kernel;
+use crate::agent::{self, Settings, Source};
+use crate::changes::Capacity;
+use crate::error::Error;
+use crate::interfaces::Patterns;
+use crate::kernel::AttachMode;
+
+/// Watch Services and keep the kernel's tables up to date
+///
+/// The agent runs on each node, as root. It reads Services and EndpointSlices from the API server or from
+/// a directory of YAML. When it ends, what is in the kernel goes on working; `podnet cleanup` removes it.
+#[derive(Debug, Args)]
+pub(super) struct Agent {
+    /// Read Services from the YAML files in this directory instead of from an API server
+    #[arg(long, value_name = "DIR", env = "PODNET_MANIFESTS", conflicts_with = "kubeconfig")]
+    manifests: Option<PathBuf>,
+
+    /// How to reach the API server [default: as a Pod of the cluster, else as kubectl would]
+    #[arg(long, value_name = "FILE", env = "PODNET_KUBECONFIG")]
+    kubeconfig: Option<PathBuf>,
+
+    /// The name of this node [default: the host's name]
+    #[arg(long, value_name = "NAME", env = "NODE_NAME")]
+    node_name: Option<String>,
+
+    /// The interfaces that face pods: globs, separated by commas
+    #[arg(
+        long,
+        value_name = "GLOBS",
+        env = "PODNET_POD_INTERFACES",
+        default_value = Patterns::DEFAULT,
+        value_parser = patterns
+    )]
+    pod_interfaces: Patterns,
+
+    #[command(flatten)]
+    kernel: Kernel,
+
+    /// How programs are attached to interfaces
+    #[arg(long, value_enum, env = "PODNET_ATTACH", default_value_t)]
+    attach: AttachMode,
+
+    /// Where to serve /metrics, /healthz and /livez, or `off`
+    #[arg(long, value_name = "ADDRESS", env = "PODNET_METRICS_LISTEN", default_value = "127.0.0.1:10249")]
+    metrics_listen: Listen,
+
+    /// How to log, to standard error; PODNET_LOG sets what, as in `podnet=debug`
+    #[arg(long, value_enum, env = "PODNET_LOG_FORMAT", default_value_t)]
+    log_format: LogFormat,
+
+    /// End once what is there at the start is in the kernel
+    #[arg(long)]
+    once: bool,
+
+    #[command(flatten)]
+    sizes: Sizes,
+}
+
+/// The sizes of the kernel's tables.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Sizes of the kernel's tables")]
+struct Sizes {
+    /// Frontends: Service addresses times ports
+    #[arg(long, value_name = "N", env = "PODNET_MAX_FRONTENDS", value_parser = size(),
+          default_value_t = Capacity::default().frontends)]
+    max_frontends: u32,
+
+    /// Slots: endpoints, once per service port that they serve; changes need some to spare
+    #[arg(long, value_name = "N", env = "PODNET_MAX_SLOTS", value_parser = size(),
+          default_value_t = Capacity::default().slots)]
+    max_slots: u32,
+
+    /// Flows of packets that are translated
+    #[arg(long, value_name = "N", env = "PODNET_MAX_FLOWS", value_parser = size(),
+          default_value_t = Capacity::default().flows)]
+    max_flows: u32,
+
+    /// Sockets that are led to a backend
+    #[arg(long, value_name = "N", env = "PODNET_MAX_SOCKETS", value_parser = size(),
+          default_value_t = Capacity::default().sockets)]
+    max_sockets: u32,
+}
+
+/// The kernel's hash tables have 2^30 entries at most.
+fn size() -> RangedU64ValueParser<u32> {
+    RangedU64ValueParser::new().range(1..=1 << 30)
+}
+
+fn patterns(text: &str) -> Result<Patterns, Infallible> {
+    text.parse()
+}
+
+/// An address to listen on, if any.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Listen(Option<SocketAddr>);
+
+impl FromStr for Listen {
+    type Err = AddrParseError;
+
+    fn from_str(text: &str) -> Result<Self, AddrParseError> {
+        if text == "off" { Ok(Self(None)) } else { text.parse().map(|address| Self(Some(address))) }
+    }
+}
+
+#[derive(Clone, Copy, Debug, Default, ValueEnum)]
+enum LogFormat {
+    /// For people on a terminal, else JSON.
+    #[default]
+    Auto,
+    /// For people.
+    Human,
+    /// One JSON object a line.
+    Json,
+}
+
+impl Agent {
+    pub(super) fn run(self) -> Result<ExitCode, Error> {
+        start_log(self.log_format);
+        let settings = self.settings()?;
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(2)
+            .enable_all()
+            .build()
+            .map_err(Error::system("threads"))?;
+        runtime.block_on(agent::run(settings))?;
+        Ok(ExitCode::SUCCESS)
+    }
+
+    fn settings(self) -> Result<Settings, Error> {
+        let node = match self.node_name {
+            Some(name) => name,
+            None => host_name()?,
+        };
+        let source = match self.manifests {
+            Some(directory) => Source::Manifests(directory),
+            None => Source::Cluster(self.kubeconfig),
+        };
+        let capacity = Capacity {
+            frontends: self.sizes.max_frontends,
+            slots: self.sizes.max_slots,
+            flows: self.sizes.max_flows,
+            sockets: self.sizes.max_sockets,
+        };
+        Ok(Settings {
+            source,
+            kernel: self.kernel.settings(self.attach, capacity),
+            pod_interfaces: self.pod_interfaces,
+            node,
+            metrics_listen: self.metrics_listen.0,
+            once: self.once,
+        })
+    }
+}
+
+fn host_name() -> Result<String, Error> {
+    let name = nix::unistd::gethostname().map_err(|error| Error::system("the host's name")(error.into()))?;
+    Ok(name.to_string_lossy().into_owned())
+}
+
+fn start_log(format: LogFormat) {
+    let filter = EnvFilter::try_from_env("PODNET_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
+    let terminal = stderr().is_terminal();
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(stderr).with_ansi(terminal);
+    match format {
+        LogFormat::Auto if !terminal => log.json().flatten_event(true).init(),
+        LogFormat::Json => log.json().flatten_event(true).init(),
+        LogFormat::Auto | LogFormat::Human => log.with_target(false).init(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn listening_can_be_off() {
+        assert_eq!("off".parse(), Ok(Listen(None)));
+        assert_eq!("[::1]:80".parse(), Ok(Listen("[::1]:80".parse().ok())));
+        assert!("80".parse::<Listen>().is_err());
+    }
+}

@@ -1,0 +1,30 @@
+//! The flags about the kernel that commands share.
+
+use std::path::PathBuf;
+
+use clap::Args;
+
+use super::Bpffs;
+use crate::changes::Capacity;
+use crate::kernel::{AttachMode, Settings, SocketLb};
+
+/// How the kernel's side is set up.
+#[derive(Clone, Debug, Args)]
+pub(super) struct Kernel {
+    #[command(flatten)]
+    bpffs: Bpffs,
+
+    /// The cgroup whose sockets are led to backends [default: the root of the mounted cgroup2 hierarchy]
+    #[arg(long, value_name = "DIR", env = "PODNET_CGROUP")]
+    cgroup: Option<PathBuf>,
+
+    /// Whose sockets are led to backends when they connect; packets of the others are translated
+    #[arg(long, value_enum, env = "PODNET_SOCKET_LB", default_value_t)]
+    socket_lb: SocketLb,
+}
+
+impl Kernel {
+    pub(super) fn settings(self, attach: AttachMode, capacity: Capacity) -> Settings {
+        Settings { bpffs: self.bpffs.bpffs, cgroup: self.cgroup, socket_lb: self.socket_lb, attach, capacity }
+    }
+}

@@ -1,0 +1,161 @@
+//! `podnet status`: what is attached, how full the tables are, what became of packets.
+
+use std::collections::BTreeMap;
+use std::process::ExitCode;
+
+use clap::{Args, ValueEnum};
+use podnet_common::abi;
+use podnet_common::verdict::Reason;
+use serde::Serialize;
+
+use super::{Bpffs, print};
+use crate::changes::{Capacity, Snapshot};
+use crate::error::Error;
+use crate::kernel::{Attachment, View};
+use crate::output;
+
+/// Show what is attached, how full the tables are, and what became of packets
+///
+/// The exit code is 1 when podnet is not set up on this machine.
+#[derive(Debug, Args)]
+pub(super) struct Status {
+    /// How to print it
+    #[arg(short, long, value_enum, default_value_t)]
+    output: Format,
+
+    #[command(flatten)]
+    bpffs: Bpffs,
+}
+
+#[derive(Clone, Copy, Debug, Default, ValueEnum)]
+enum Format {
+    /// For people.
+    #[default]
+    Table,
+    /// For programs.
+    Json,
+}
+
+#[derive(Debug, Serialize)]
+struct Report {
+    attachments: Vec<Place>,
+    tables: Vec<Table>,
+    /// By the reasons' labels.
+    counters: BTreeMap<&'static str, u64>,
+}
+
+#[derive(Debug, Serialize)]
+struct Place {
+    hook: String,
+    target: String,
+}
+
+#[derive(Debug, Serialize)]
+struct Table {
+    name: &'static str,
+    /// Only the tables that the agent writes are counted.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    used: Option<usize>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    capacity: Option<u32>,
+    /// In bytes.
+    memory: u64,
+}
+
+impl Status {
+    pub(super) fn run(self) -> Result<ExitCode, Error> {
+        let view = View::open(&self.bpffs.bpffs)?;
+        let report = Report {
+            attachments: places(view.attachments()?),
+            tables: tables(&view.snapshot()?, &view.capacity()?, view.memory()?),
+            counters: view.counters()?.into_iter().map(|(reason, count)| (reason.label(), count)).collect(),
+        };
+        print(&render(&report, self.output))?;
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+fn places(attachments: Vec<Attachment>) -> Vec<Place> {
+    let mut places: Vec<Place> =
+        attachments.into_iter().map(|Attachment { hook, target }| Place { hook, target }).collect();
+    places.sort_unstable_by(|a, b| (&a.target, &a.hook).cmp(&(&b.target, &b.hook)));
+    places
+}
+
+fn tables(snapshot: &Snapshot, capacity: &Capacity, memory: Vec<(&'static str, u64)>) -> Vec<Table> {
+    let serving = snapshot.backends.iter().filter(|(_, backend)| backend.serving()).count();
+    let usage = |name| match name {
+        abi::FRONTENDS => (Some(snapshot.frontends.len()), Some(capacity.frontends)),
+        abi::SLOTS => (Some(snapshot.slots.len()), Some(capacity.slots)),
+        abi::BACKENDS => (Some(serving), Some(capacity.slots)),
+        abi::NAMES => (Some(snapshot.names.len()), None),
+        _ => (None, None),
+    };
+    memory
+        .into_iter()
+        .map(|(name, memory)| {
+            let (used, capacity) = usage(name);
+            Table { name, used, capacity, memory }
+        })
+        .collect()
+}
+
+fn render(report: &Report, format: Format) -> String {
+    if let Format::Json = format {
+        return output::json(report);
+    }
+    let count = |count: Option<String>| count.unwrap_or_else(|| "-".to_owned());
+    let attachments = output::table(
+        &["ATTACHED TO", "HOOK"],
+        report.attachments.iter().map(|place| [place.target.clone(), place.hook.clone()]),
+    );
+    let tables = output::table(
+        &["TABLE", "USED", "CAPACITY", "MEMORY"],
+        report.tables.iter().map(|table| {
+            [
+                table.name.to_owned(),
+                count(table.used.map(|used| used.to_string())),
+                count(table.capacity.map(|capacity| capacity.to_string())),
+                output::bytes(table.memory),
+            ]
+        }),
+    );
+    let seen = Reason::ALL.iter().filter_map(|reason| {
+        let count = *report.counters.get(reason.label())?;
+        (count > 0).then(|| [count.to_string(), reason.label().to_owned(), reason.text().trim().to_owned()])
+    });
+    let counters = output::table(&["COUNT", "REASON", "MEANING"], seen);
+    [attachments, tables, counters].join("\n\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn report() -> Report {
+        let attachment = |hook: &str, target: &str| Attachment { hook: hook.into(), target: target.into() };
+        Report {
+            attachments: places(vec![
+                attachment("tcx ingress", "veth1"),
+                attachment("tcx egress", "veth1"),
+                attachment("connect4", "/sys/fs/cgroup"),
+            ]),
+            tables: tables(
+                &Snapshot::default(),
+                &Capacity::default(),
+                vec![(abi::FLOWS, 218 << 20), (abi::FRONTENDS, 5 << 20)],
+            ),
+            counters: Reason::ALL.iter().map(|reason| (reason.label(), u64::from(*reason as u32))).collect(),
+        }
+    }
+
+    #[test]
+    fn the_table_has_what_was_seen() {
+        insta::assert_snapshot!(render(&report(), Format::Table));
+    }
+
+    #[test]
+    fn json_is_for_programs() {
+        insta::assert_snapshot!(render(&report(), Format::Json));
+    }
+}

@@ -1,0 +1,47 @@
+//! What makes a command fail.
+
+use std::io;
+use std::net::SocketAddr;
+
+use thiserror::Error;
+
+use crate::cluster::files::FilesError;
+use crate::cluster::watch::ConnectError;
+use crate::kernel;
+
+/// An error that ends a command. Each names the thing, the reason and the fix.
+#[derive(Debug, Error)]
+pub enum Error {
+    /// At the kernel's edge.
+    #[error(transparent)]
+    Kernel(#[from] kernel::Error),
+    /// On the way to the API server.
+    #[error(transparent)]
+    Connect(#[from] ConnectError),
+    /// With the directory of manifests.
+    #[error(transparent)]
+    Files(#[from] FilesError),
+    /// The address for metrics cannot be had.
+    #[error("listening on {address}: {source}: name another address with --metrics-listen, or off")]
+    Listen {
+        /// The address.
+        address: SocketAddr,
+        /// Why.
+        source: io::Error,
+    },
+    /// A resource of the system that podnet cannot do without.
+    #[error("{what}: {source}")]
+    System {
+        /// The resource.
+        what: &'static str,
+        /// Why it cannot be had.
+        source: io::Error,
+    },
+}
+
+impl Error {
+    /// Wraps an error with the name of what could not be had.
+    pub(crate) fn system(what: &'static str) -> impl FnOnce(io::Error) -> Self {
+        move |source| Self::System { what, source }
+    }
+}
