@@ -11,6 +11,8 @@ use futures::StreamExt;
 use k8s_openapi::api::core::v1::Service;
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use kube::config::{KubeConfigOptions, Kubeconfig};
+use kube::runtime::utils::Backoff;
+use kube::runtime::watcher::DefaultBackoff;
 use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Api, Client, Config, Resource};
 use serde::de::DeserializeOwned;
@@ -86,8 +88,7 @@ pub async fn connect(kubeconfig: Option<&Path>) -> Result<Client, ConnectError> 
 /// Feeds what the API server says until nobody takes it any more.
 pub async fn run(client: Client, feed: Feed) {
     let contact = Contact::default();
-    // The selectors of kube-proxy. `spec.clusterIP` as a field selector and slices without headless ones
-    // both keep large clusters' traffic from those who need none of it.
+    // The selectors of kube-proxy, which spare every node the objects of headless Services.
     let services = watcher::Config::default().fields("spec.clusterIP!=None");
     let slices = watcher::Config::default().labels("!service.kubernetes.io/headless");
     let sources = async {
@@ -111,7 +112,7 @@ async fn follow<K>(
 where
     K: Parse + Resource<DynamicType = ()> + Clone + DeserializeOwned + fmt::Debug + Send + 'static,
 {
-    let mut stream = pin!(watcher(Api::<K>::all(client.clone()), config).default_backoff());
+    let mut stream = pin!(watcher(Api::<K>::all(client.clone()), config).backoff(Eager::default()));
     while let Some(item) = stream.next().await {
         match item {
             Ok(event) => {
@@ -124,6 +125,26 @@ where
         }
     }
     Ok(())
+}
+
+/// The pauses between attempts at a watch: those of Kubernetes' own clients, jitter included, but a sixth
+/// as long, so that 5 to 10 seconds are the longest. Endpoints move while the API server restarts, and a
+/// node that learns of it a minute later sends connections to where nobody is.
+#[derive(Default)]
+struct Eager(DefaultBackoff);
+
+impl Iterator for Eager {
+    type Item = Duration;
+
+    fn next(&mut self) -> Option<Duration> {
+        self.0.next().map(|pause| pause / 6)
+    }
+}
+
+impl Backoff for Eager {
+    fn reset(&mut self) {
+        self.0.reset();
+    }
 }
 
 /// An event of a watch as podnet needs it.
@@ -275,6 +296,14 @@ mod tests {
     fn an_invalid_object_changes_nothing() {
         let broken = service(json!({"clusterIP": "10.96.0.999"}));
         assert_eq!(translate(watcher::Event::Apply(broken)), None);
+    }
+
+    #[test]
+    fn pauses_grow_to_seconds() {
+        let pauses: Vec<Duration> = Eager::default().take(20).collect();
+        assert!(pauses[0] < Duration::from_millis(300), "{pauses:?}");
+        assert!(pauses.iter().all(|pause| *pause <= Duration::from_secs(10)), "{pauses:?}");
+        assert!(pauses[19] >= Duration::from_secs(5), "{pauses:?}");
     }
 
     fn refused() -> watcher::Error {

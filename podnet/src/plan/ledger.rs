@@ -457,8 +457,9 @@ impl Ledger {
     fn give_up(&mut self, port: &Port, key: &FrontendKey, outcome: &mut Outcome) {
         if self.frontends.get(key).is_some_and(|frontend| frontend.service == port.id) {
             self.frontends.unset(key);
-            let next = self.waiters.get(key).and_then(BTreeSet::first);
-            outcome.affected.extend(next.map(|rank| rank.1.clone()));
+            // All of them: the first may have changed its mind, or find no room.
+            let waiters = self.waiters.get(key).into_iter().flatten();
+            outcome.affected.extend(waiters.map(|rank| rank.1.clone()));
         }
     }
 

@@ -321,8 +321,17 @@ fn run(world: &mut World, step: Step) {
     }
 }
 
+/// A number of cases that takes a second or two, or as many as `PROPTEST_CASES` says.
+fn cases() -> ProptestConfig {
+    let usual = ProptestConfig { max_shrink_iters: 2000, ..ProptestConfig::default() };
+    match std::env::var_os("PROPTEST_CASES") {
+        Some(_) => usual,
+        None => ProptestConfig { cases: 64, ..usual },
+    }
+}
+
 proptest! {
-    #![proptest_config(ProptestConfig { max_shrink_iters: 2000, ..ProptestConfig::with_cases(64) })]
+    #![proptest_config(cases())]
 
     #[test]
     fn any_history_ends_as_desired_without_a_gap_or_a_leak(history in steps()) {
