@@ -84,7 +84,7 @@ pub enum Error {
         source: io::Error,
     },
     /// A program could not be loaded.
-    #[error("loading the program {program}: {source}{}", permission(source))]
+    #[error("loading the program {program}: {}{}", refusal(source), permission(source))]
     Load {
         /// The program's name.
         program: &'static str,
@@ -135,6 +135,22 @@ pub(super) fn chain(error: &dyn std::error::Error) -> String {
         next = cause.source();
     }
     text
+}
+
+/// Why a program was not loaded: the verifier's last word instead of its whole log, which only helps those
+/// who write programs, and which `podnet=debug` logs.
+fn refusal(error: &ProgramError) -> String {
+    let ProgramError::LoadError { io_error, verifier_log } = error else { return chain(error) };
+    let log = verifier_log.to_string();
+    tracing::debug!("the verifier's log:\n{log}");
+    let statistics = ["verification time", "stack depth", "processed"];
+    let last = log.lines().rev().find(|line| {
+        !line.trim().is_empty() && !statistics.iter().any(|statistic| line.starts_with(statistic))
+    });
+    match last {
+        Some(line) => format!("the kernel refuses it ({io_error}): {}", line.trim()),
+        None => format!("the kernel refuses it: {io_error}"),
+    }
 }
 
 const RIGHTS: &str = "; podnet needs root, or the capabilities CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON";

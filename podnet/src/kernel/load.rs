@@ -149,7 +149,7 @@ fn load(settings: &Settings, maps: &Path) -> Result<Ebpf, Error> {
 /// Takes the pins of maps whose size is to change away, and returns the maps, so that the loader makes new
 /// ones. The old ones go on serving the attached programs until those are replaced.
 fn put_aside(pins: &Pins, capacity: &Capacity) -> Result<Vec<Tables>, Error> {
-    if !pins.exist() {
+    if !pins.exist()? {
         return Ok(Vec::new());
     }
     let old = Tables::open(&pins.maps())?;

@@ -38,8 +38,12 @@ impl Pins {
     }
 
     /// Whether there is anything.
-    pub(super) fn exist(&self) -> bool {
-        self.maps().join(abi::FRONTENDS).exists()
+    ///
+    /// # Errors
+    /// When one may not look.
+    pub(super) fn exist(&self) -> Result<bool, Error> {
+        let path = self.map(abi::FRONTENDS);
+        path.try_exists().map_err(|source| Error::File { action: "looking at", path, source })
     }
 
     pub(super) fn maps(&self) -> PathBuf {

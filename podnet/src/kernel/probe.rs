@@ -180,7 +180,9 @@ fn tcx(ebpf: &mut Ebpf) -> Finding {
     let tried = std::thread::scope(|scope| {
         scope
             .spawn(|| -> Result<(), String> {
-                unshare(CloneFlags::CLONE_NEWNET).map_err(|error| error.to_string())?;
+                unshare(CloneFlags::CLONE_NEWNET).map_err(|error| {
+                    format!("not tried, for want of a network namespace to try it in: {error}")
+                })?;
                 let program: &mut SchedClassifier =
                     program_mut(ebpf, "from_pod").map_err(|error| error.to_string())?;
                 let options = TcAttachOptions::TcxOrder(LinkOrder::first());
@@ -197,7 +199,7 @@ fn tcx(ebpf: &mut Ebpf) -> Finding {
             "tcx",
             Level::Warning,
             error,
-            "podnet uses clsact filters instead; Linux 6.6 or newer has tcx",
+            "podnet uses clsact filters where there is no tcx; Linux 6.6 or newer has it",
         ),
     }
 }

@@ -32,7 +32,7 @@ impl View {
     /// [`Error::NotRunning`] if nothing is; others when rights are missing.
     pub fn open(bpffs: &Path) -> Result<Self, Error> {
         let pins = Pins::at(bpffs);
-        if !pins.exist() {
+        if !pins.exist()? {
             return Err(Error::NotRunning { path: bpffs.to_owned() });
         }
         Ok(Self { tables: Tables::open(&pins.maps())?, pins })
