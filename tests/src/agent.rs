@@ -55,7 +55,7 @@ pub struct Settings {
     pub socket_lb: SocketLb,
     /// How the programs are attached to interfaces.
     pub attach: &'static str,
-    /// Further arguments.
+    /// Further flags, each with its value as a word of its own.
     pub further: Vec<String>,
     /// Which of several installations on one node.
     pub installation: &'static str,
@@ -259,7 +259,7 @@ impl Agent {
 }
 
 /// What the agent logs when all that its source had at the start is in the kernel.
-const READY: &str = "ready";
+const READY: &str = "podnet is ready";
 
 /// Runs a command of podnet on a node.
 ///
@@ -273,16 +273,40 @@ pub fn run(podnet: &Path, node: &Node, settings: &Settings, arguments: &[&str]) 
 
 fn command(podnet: &Path, node: &Node, settings: &Settings) -> Result<Command> {
     let mut command = node.place().command(podnet)?;
-    command.arg("agent").arg("--node-name").arg(node.name());
-    match &settings.source {
-        Source::Manifests(manifests) => command.arg("--manifests").arg(manifests.folder()),
-        Source::Kubeconfig(file) => command.arg("--kubeconfig").arg(file),
-    };
-    command.arg("--bpffs").arg(bpffs(node, settings)).arg("--cgroup").arg(&node.place().cgroup);
-    command.args(["--socket-lb", settings.socket_lb.argument(), "--attach", settings.attach]);
-    command.args(["--pod-interfaces", "veth*", "--metrics-listen", "off", "--max-flows", "65536"]);
-    command.args(&settings.further);
+    command.args(arguments(node, settings));
     Ok(command)
+}
+
+/// The arguments of the agent. Further ones take the place of the usual ones.
+pub fn arguments(node: &Node, settings: &Settings) -> Vec<String> {
+    let path = |path: &Path| path.display().to_string();
+    let source = match &settings.source {
+        Source::Manifests(manifests) => ("--manifests", path(manifests.folder())),
+        Source::Kubeconfig(file) => ("--kubeconfig", path(file)),
+    };
+    let mut arguments = vec!["agent".to_owned()];
+    for (flag, value) in [
+        source,
+        ("--node-name", node.name().to_owned()),
+        ("--bpffs", path(&bpffs(node, settings))),
+        ("--cgroup", path(&node.place().cgroup)),
+        ("--socket-lb", settings.socket_lb.to_string()),
+        ("--attach", settings.attach.to_owned()),
+        ("--pod-interfaces", "veth*".to_owned()),
+        ("--metrics-listen", "off".to_owned()),
+        ("--log-format", "human".to_owned()),
+        // Small tables are made and read quickly.
+        ("--max-frontends", "1024".to_owned()),
+        ("--max-slots", "8192".to_owned()),
+        ("--max-flows", "65536".to_owned()),
+        ("--max-sockets", "65536".to_owned()),
+    ] {
+        if !settings.further.iter().any(|further| further == flag) {
+            arguments.extend([flag.to_owned(), value]);
+        }
+    }
+    arguments.extend(settings.further.iter().cloned());
+    arguments
 }
 
 /// Where an installation of podnet on a node pins its maps and programs.

@@ -2,9 +2,9 @@
 
 use std::fs;
 use std::os::unix::process::CommandExt as _;
-use std::process::Output;
+use std::process::{Command, Output};
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result, ensure};
 use tests::agent::{self, Agent, Settings, SocketLb};
 use tests::lab::Lab;
 use tests::manifests::{Family, Manifests, Service};
@@ -61,11 +61,9 @@ fn no_root() -> Result<()> {
     // A copy where another user can read it.
     let copy = lab.folder("bin")?.join("podnet");
     fs::copy(require::podnet().context("there is no podnet binary")?, &copy)?;
-    let mut command = std::process::Command::new(&copy);
-    command.uid(65_534).gid(65_534).args(["agent", "--node-name", "a", "--manifests"]);
-    command.arg(manifests.folder()).arg("--bpffs").arg(node.bpffs());
-    command.arg("--cgroup").arg(&node.place().cgroup);
-    command.args(["--metrics-listen", "off", "--pod-interfaces", "no-such-interface"]);
+    let mut command = Command::new(&copy);
+    command.uid(65_534).gid(65_534);
+    command.args(agent::arguments(&node, &Settings::new(&manifests, SocketLb::Off)));
     fails(&command.output()?, 1, &["root"])
 }
 
@@ -99,30 +97,13 @@ fn no_manifests() -> Result<()> {
     fails(&run_agent(&node, &settings)?, 1, &["nowhere"])
 }
 
-/// Runs an agent that is expected to end by itself; flags in `further` win over the usual ones.
+/// Runs an agent that is expected to end by itself.
 fn run_agent(node: &Node, settings: &Settings) -> Result<Output> {
-    let agent::Source::Manifests(manifests) = &settings.source else { bail!("not for clusters") };
-    let mut words = vec![
-        "agent".to_owned(),
-        format!("--node-name={}", node.name()),
-        format!("--manifests={}", manifests.folder().display()),
-        format!("--socket-lb={}", settings.socket_lb),
-        "--pod-interfaces=veth*".to_owned(),
-    ];
-    for (flag, value) in [
-        ("--bpffs", node.bpffs().display().to_string()),
-        ("--cgroup", node.place().cgroup.display().to_string()),
-        ("--metrics-listen", "off".to_owned()),
-    ] {
-        if !settings.further.iter().any(|word| word == flag) {
-            words.push(format!("{flag}={value}"));
-        }
-    }
-    words.extend(settings.further.iter().cloned());
     let podnet = require::podnet().context("there is no podnet binary")?;
     // Should it not end after all, it is made to, which is exit code 124.
     let mut command = node.place().command("timeout")?;
-    command.arg("20").arg(podnet).args(words).output().context("cannot run podnet")
+    command.arg("20").arg(podnet).args(agent::arguments(node, settings));
+    command.output().context("cannot run podnet")
 }
 
 /// A broken file is named with line and reason; the last good state stays, and the other files' changes
