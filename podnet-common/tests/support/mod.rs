@@ -3,6 +3,7 @@
 #![allow(dead_code, reason = "each test file uses its own part")]
 #![allow(clippy::unwrap_used, reason = "what is unexpected fails the test")]
 
+pub(crate) mod arbitrary;
 mod read;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
