@@ -4,6 +4,7 @@
 //! in `commands!`.
 
 mod apt;
+mod bench;
 mod bpf_toolchain;
 mod build;
 mod build_ebpf;
@@ -53,6 +54,7 @@ commands! {
     BuildEbpf(build_ebpf::BuildEbpf),
     Build(build::Build),
     Demo(demo::Demo),
+    Bench(bench::Bench),
     Image(image::Image),
     Lint(lint::Lint),
     Test(test::Test),

@@ -1,0 +1,54 @@
+//! `cargo xtask bench`: what podnet costs, beside its peers, on this machine.
+
+mod client;
+mod east_west;
+mod fill;
+mod machine;
+mod nft;
+mod programming;
+mod report;
+mod server;
+mod services;
+mod stats;
+
+use anyhow::{Result, ensure};
+use clap::{Parser, Subcommand};
+use nix::unistd::Uid;
+
+/// Measure podnet beside its peers.
+#[derive(Parser)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// A pod reaches another one on its node: directly, and through a Service.
+    EastWest(east_west::EastWest),
+    /// From Services to the kernel.
+    Programming(programming::Programming),
+    /// The part of a server pod.
+    #[command(hide = true)]
+    Serve(server::Serve),
+    /// The part of a client pod.
+    #[command(hide = true)]
+    Measure(client::Measure),
+    /// The part of an agent.
+    #[command(hide = true)]
+    Fill(fill::Fill),
+}
+
+fn main() -> Result<()> {
+    ensure!(
+        Uid::effective().is_root(),
+        "the benchmarks make network namespaces and load eBPF programs: run them as root"
+    );
+    match Cli::parse().command {
+        Command::EastWest(command) => command.run(),
+        Command::Programming(command) => command.run(),
+        Command::Serve(part) => part.run(),
+        Command::Measure(part) => part.run(),
+        Command::Fill(part) => part.run(),
+    }
+}

@@ -1,0 +1,168 @@
+//! The services that are measured: as podnet's objects, and as what an `nft` ruleset is made from.
+
+use std::fmt::Write as _;
+use std::net::{IpAddr, Ipv4Addr, SocketAddrV4};
+
+use podnet::cluster::Event;
+use podnet::cluster::object::{self, EndpointSlice, Key, Kind, Object, Port};
+use podnet_common::wire::{Addr, Family, Protocol};
+
+/// The port of all services.
+pub(crate) const PORT: u16 = 80;
+
+/// A service of the cluster.
+#[derive(Clone, Debug)]
+pub(crate) struct Service {
+    /// Its number.
+    pub(crate) number: u32,
+    /// Whether it has its port for UDP too, and not for TCP only.
+    pub(crate) udp: bool,
+    /// Who serves it.
+    pub(crate) endpoints: Vec<SocketAddrV4>,
+}
+
+impl Service {
+    /// Its address.
+    pub(crate) fn address(&self) -> SocketAddrV4 {
+        SocketAddrV4::new(offset(Ipv4Addr::new(10, 96, 0, 1), self.number), PORT)
+    }
+
+    /// Its name.
+    pub(crate) fn name(&self) -> String {
+        format!("service-{}", self.number)
+    }
+
+    /// Its protocols, as Kubernetes numbers and `nft` names them.
+    pub(crate) fn protocols(&self) -> impl Iterator<Item = (Protocol, &'static str)> {
+        let all = [(Protocol::TCP, "tcp"), (Protocol::UDP, "udp")];
+        all.into_iter().take(if self.udp { 2 } else { 1 })
+    }
+
+    fn key(&self) -> Key {
+        Key::new("bench", &self.name())
+    }
+
+    fn ports(&self, number: u16) -> Vec<Port> {
+        self.protocols().map(|(protocol, name)| Port { name: name.into(), protocol, number }).collect()
+    }
+
+    /// The Service and its slice as YAML.
+    ///
+    /// Only for services whose endpoints have one port.
+    pub(crate) fn yaml(&self) -> String {
+        let (name, address) = (self.name(), self.address());
+        let target = self.endpoints.first().map_or(PORT, SocketAddrV4::port);
+        let mut yaml = format!(
+            "---\napiVersion: v1\nkind: Service\nmetadata: {{namespace: bench, name: {name}}}\nspec:\n  \
+             clusterIP: {ip}\n  clusterIPs: [{ip}]\n  ipFamilies: [IPv4]\n  ports:\n  \
+             - {{name: tcp, protocol: TCP, port: {PORT}, targetPort: {target}}}\n\
+             ---\napiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata:\n  namespace: bench\n  \
+             name: {name}-{target}\n  labels: {{kubernetes.io/service-name: {name}}}\naddressType: IPv4\n\
+             ports:\n- {{name: tcp, protocol: TCP, port: {target}}}\nendpoints:\n",
+            ip = address.ip()
+        );
+        for endpoint in &self.endpoints {
+            let _ = writeln!(
+                yaml,
+                "- addresses: [{}]\n  conditions: {{ready: true, serving: true, terminating: false}}",
+                endpoint.ip()
+            );
+        }
+        yaml
+    }
+
+    /// The Service.
+    fn object(&self) -> Object {
+        Object::Service(object::Service {
+            key: self.key(),
+            created: Some(1_700_000_000 + i64::from(self.number)),
+            cluster_ips: vec![IpAddr::V4(*self.address().ip())],
+            ports: self.ports(PORT),
+        })
+    }
+
+    /// Its slices: all endpoints of a slice have one port.
+    pub(crate) fn slices(&self) -> impl Iterator<Item = Object> {
+        let mut ports: Vec<u16> = self.endpoints.iter().map(SocketAddrV4::port).collect();
+        ports.sort_unstable();
+        ports.dedup();
+        ports.into_iter().map(|port| {
+            let endpoints = self.endpoints.iter().filter(|endpoint| endpoint.port() == port);
+            Object::EndpointSlice(EndpointSlice {
+                key: Key::new("bench", &format!("{}-{port}", self.name())),
+                service: self.key(),
+                family: Family::V4,
+                ports: self.ports(port),
+                endpoints: endpoints
+                    .map(|endpoint| object::Endpoint {
+                        addr: Addr::from(IpAddr::V4(*endpoint.ip())),
+                        ready: true,
+                        serving: true,
+                        terminating: false,
+                    })
+                    .collect(),
+            })
+        })
+    }
+}
+
+/// `count` services with the same endpoints; those of the numbers in `targets` are reached by UDP too.
+pub(crate) fn alike(count: u32, endpoints: &[SocketAddrV4], targets: &[u32]) -> Vec<Service> {
+    let service = |number| Service { number, udp: targets.contains(&number), endpoints: endpoints.to_vec() };
+    (0..count).map(service).collect()
+}
+
+/// The numbers of `wanted` among `count` services, as far apart as can be.
+pub(crate) fn spread(wanted: u32, count: u32) -> Vec<u32> {
+    let wanted = wanted.min(count).max(1);
+    (0..wanted).map(|place| place * (count / wanted)).collect()
+}
+
+/// `count` services with `endpoints` endpoints each, all of them different.
+pub(crate) fn apart(count: u32, endpoints: u32) -> Vec<Service> {
+    (0..count).map(|number| Service { number, udp: false, endpoints: pods(number, endpoints) }).collect()
+}
+
+fn pods(number: u32, endpoints: u32) -> Vec<SocketAddrV4> {
+    (0..endpoints).map(|place| pod(number * endpoints + place)).collect()
+}
+
+/// A pod somewhere in the cluster.
+pub(crate) fn pod(number: u32) -> SocketAddrV4 {
+    SocketAddrV4::new(offset(Ipv4Addr::new(10, 128, 0, 1), number), 8080)
+}
+
+fn offset(base: Ipv4Addr, number: u32) -> Ipv4Addr {
+    Ipv4Addr::from_bits(base.to_bits() + number)
+}
+
+/// What a source says that has just these services.
+pub(crate) fn events(services: &[Service]) -> Vec<Event> {
+    let mut events = vec![Event::Listing(Kind::Service)];
+    events.extend(services.iter().map(|service| Event::Apply(service.object())));
+    events.extend([Event::Listed(Kind::Service), Event::Listing(Kind::EndpointSlice)]);
+    events.extend(services.iter().flat_map(Service::slices).map(Event::Apply));
+    events.push(Event::Listed(Kind::EndpointSlice));
+    events
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn targets_are_spread_over_all_services() {
+        assert_eq!(spread(3, 9), [0, 3, 6]);
+        assert_eq!(spread(10, 10).len(), 10);
+        assert_eq!(spread(10, 2), [0, 1]);
+    }
+
+    #[test]
+    fn endpoints_of_two_ports_are_in_two_slices() {
+        let endpoints =
+            [SocketAddrV4::new(Ipv4Addr::LOCALHOST, 1), SocketAddrV4::new(Ipv4Addr::LOCALHOST, 2)];
+        let services = alike(3, &endpoints, &[1]);
+        assert_eq!(events(&services).len(), 4 + 3 + 6);
+        assert_eq!(services.iter().map(|service| service.protocols().count()).sum::<usize>(), 4);
+    }
+}
