@@ -140,7 +140,7 @@ impl Collector for Verdicts {
             }
         };
         let help = "Packets and socket calls, by what became of them";
-        let mut family = encoder.encode_descriptor("podnet_verdicts", help, None, MetricType::Counter)?;
+        let mut family = encoder.encode_descriptor("verdicts", help, None, MetricType::Counter)?;
         for (reason, count) in counters {
             let label: Label = [("reason", reason.label())];
             ConstCounter::new(count).encode(family.encode_family(&label)?)?;
