@@ -212,7 +212,7 @@ impl Agent {
         until(&format!("the kernel to serve {service:?}"), PATIENCE, || {
             let frontends = self.frontends()?;
             for address in service.addresses() {
-                for protocol in ["TCP", "UDP"] {
+                for protocol in service.protocols() {
                     let backends: BTreeSet<_> = service.backends(*address).collect();
                     let found = frontends.iter().find(|frontend| {
                         frontend.address == *address

@@ -10,11 +10,13 @@ use anyhow::{Context as _, Result};
 use crate::peer::PORT;
 use crate::pod::Pod;
 
-/// A Service with the port 80 for TCP and UDP in each family, and the slices of its endpoints.
+/// A Service with the port 80 for TCP and UDP in each family, if not told otherwise, and the slices of its
+/// endpoints.
 #[derive(Clone, Debug)]
 pub struct Service {
     name: String,
     addresses: Vec<IpAddr>,
+    protocols: Vec<&'static str>,
     endpoints: Vec<Endpoint>,
     target_port: u16,
 }
@@ -32,10 +34,13 @@ struct Endpoint {
 impl Service {
     /// A Service of both families without endpoints: `10.96.0.NUMBER` and `fd00:10:96::NUMBER`.
     pub fn new(name: &str, number: u8) -> Self {
-        let v6 = [0xfd00, 0x10, 0x96, 0, 0, 0, 0, number.into()];
+        // Written in hexadecimal it looks as the other one does in decimal.
+        let last = u16::from(number / 10) << 4 | u16::from(number % 10);
+        let v6 = [0xfd00, 0x10, 0x96, 0, 0, 0, 0, last];
         Self {
             name: name.to_owned(),
             addresses: vec![[10, 96, 0, number].into(), v6.into()],
+            protocols: vec!["TCP", "UDP"],
             endpoints: Vec::new(),
             target_port: PORT,
         }
@@ -46,6 +51,12 @@ impl Service {
     pub fn only(self, family: Family) -> Self {
         let addresses = self.addresses.into_iter().filter(|address| family.has(*address)).collect();
         Self { addresses, ..self }
+    }
+
+    /// The same with one protocol only: `TCP` or `UDP`.
+    #[must_use]
+    pub fn only_protocol(self, protocol: &'static str) -> Self {
+        Self { protocols: vec![protocol], ..self }
     }
 
     /// The same with these pods as endpoints, and no others.
@@ -96,6 +107,11 @@ impl Service {
         &self.name
     }
 
+    /// Its protocols.
+    pub fn protocols(&self) -> &[&'static str] {
+        &self.protocols
+    }
+
     /// Its addresses.
     pub fn addresses(&self) -> &[IpAddr] {
         &self.addresses
@@ -129,7 +145,8 @@ impl Service {
              ports:\n",
             addresses[0]
         );
-        for (port, protocol) in [("tcp", "TCP"), ("udp", "UDP")] {
+        for protocol in &self.protocols {
+            let port = protocol.to_lowercase();
             let _ = writeln!(
                 yaml,
                 "  - {{name: {port}, protocol: {protocol}, port: {SERVICE_PORT}, targetPort: {target_port}}}"
@@ -148,9 +165,12 @@ impl Service {
         let mut yaml = format!(
             "---\napiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata:\n  namespace: default\n  \
              name: {name}-{suffix}\n  labels: {{kubernetes.io/service-name: {name}}}\naddressType: {kind}\n\
-             ports:\n- {{name: tcp, protocol: TCP, port: {target_port}}}\n\
-             - {{name: udp, protocol: UDP, port: {target_port}}}\n"
+             ports:\n"
         );
+        for protocol in &self.protocols {
+            let port = protocol.to_lowercase();
+            let _ = writeln!(yaml, "- {{name: {port}, protocol: {protocol}, port: {target_port}}}");
+        }
         yaml.push_str(if self.endpoints.is_empty() { "endpoints: []\n" } else { "endpoints:\n" });
         for endpoint in &self.endpoints {
             for address in endpoint.addresses.iter().filter(|address| family.has(**address)) {

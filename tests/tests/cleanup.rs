@@ -1,6 +1,7 @@
 //! `podnet cleanup` leaves the kernel as it was before podnet, and what is others' alone.
 
 use std::process::Command;
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use aya::programs::{SchedClassifier, TcAttachType};
@@ -10,6 +11,7 @@ use tests::node::Node;
 use tests::peer::{self, Transport};
 use tests::pod::{Pod, PodKind};
 use tests::scene::{Plan, Scene};
+use tests::wait::until;
 
 /// What is attached to a node, by program id.
 #[derive(Debug, PartialEq, Eq)]
@@ -45,6 +47,16 @@ impl Attached {
             if listed.trim().is_empty() { Vec::new() } else { serde_json::from_str(&listed)? };
         let sockets = listed.iter().filter_map(|program| program["id"].as_u64()).collect();
         Ok(Self { tcx, filters, sockets })
+    }
+
+    /// Waits until what is attached is `expected`: the kernel takes its time to let go of a link whose pin
+    /// is removed.
+    fn wait(node: &Node, pods: &[&Pod], expected: impl Fn(&Self) -> bool) -> Result<Self> {
+        until("programs to be detached", Duration::from_secs(5), || {
+            let attached = Self::look(node, pods)?;
+            ensure!(expected(&attached), "{attached:?}");
+            Ok(attached)
+        })
     }
 
     const fn nothing() -> Self {
@@ -95,8 +107,9 @@ fn cleanup(attach: &'static str) -> Result<()> {
         let both = Attached::look(&scene.node, &pods)?;
         ensure!(both.tcx.len() == 2 * interfaces && both.sockets.len() == 16, "{both:?}");
         run_cleanup(&scene.agent)?;
-        let left = Attached::look(&scene.node, &pods)?;
-        ensure!(left.tcx.len() == interfaces && left.sockets.len() == 8, "{left:?}");
+        let left = Attached::wait(&scene.node, &pods, |left| {
+            left.tcx.len() == interfaces && left.sockets.len() == 8
+        })?;
         ensure!(left.tcx.iter().all(|id| !first.tcx.contains(id)), "the stranger's are gone: {left:?}");
         ensure!(is_served(&scene)?, "the other installation no longer works");
         other.terminate()?;
@@ -120,8 +133,7 @@ fn cleanup(attach: &'static str) -> Result<()> {
             .netns
             .run(|| output("tc", &["filter", "delete", "dev", interface, "ingress", "prio", "77"]))?;
     }
-    let left = Attached::look(&scene.node, &pods)?;
-    ensure!(left == Attached::nothing(), "{left:?}");
+    Attached::wait(&scene.node, &pods, |left| *left == Attached::nothing())?;
     ensure!(!scene.node.bpffs().exists(), "pins are left");
     ensure!(!is_served(&scene)?, "the Service is served still");
     // Once more: there is nothing to do, which is no error.

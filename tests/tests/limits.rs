@@ -1,6 +1,7 @@
+//! The sizes of the kernel's tables: what memory they take is said at the start.
 //! A table that is full: what is in it goes on working, and the error names table, size and flag.
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 use tests::agent::{Agent, Settings, SocketLb};
 use tests::lab::Lab;
 use tests::manifests::{Family, Manifests, SERVICE_PORT, Service};
@@ -56,4 +57,34 @@ fn full_table_of_frontends() -> Result<()> {
 fn full_table_of_slots() -> Result<()> {
     // 20 endpoints of two families and two protocols. Each takes a slot and a place among the backends.
     full("--max-slots", 64, &["SLOTS", "BACKENDS"], |service| vec![service.with_nobody(20)])
+}
+
+/// With the tables as they are by default: 65,536 frontends, 262,144 slots and a million flows.
+#[test]
+fn memory_of_the_tables_is_said_and_bounded() -> Result<()> {
+    const MIB: u64 = 1 << 20;
+    const BUDGET: u64 = 400 * MIB;
+    let Some(lab) = Lab::start()? else { return Ok(()) };
+    let node = lab.node("a")?;
+    let manifests = Manifests::new(lab.folder("manifests")?);
+    let mut settings = Settings::new(&manifests, SocketLb::All);
+    for (flag, size) in [
+        ("max-frontends", 65_536),
+        ("max-slots", 262_144),
+        ("max-flows", 1_048_576),
+        ("max-sockets", 262_144),
+    ] {
+        settings.further.extend([format!("--{flag}"), size.to_string()]);
+    }
+    let agent = Agent::start(&node, settings)?;
+    let log = agent.log();
+    let said = log.split("the tables take ").nth(1).context("nothing is said")?;
+    let mut words = said.split_whitespace();
+    let number: u64 = words.next().context("no number")?.parse().with_context(|| said.to_owned())?;
+    ensure!(words.next() == Some("MiB"), "{said}");
+    ensure!((100..=BUDGET / MIB).contains(&number), "{number} MiB: {said}");
+    for table in ["FLOWS", "PEERS", "FRONTENDS", "SLOTS", "BACKENDS"] {
+        ensure!(said.contains(table), "{table} is not named: {said}");
+    }
+    Ok(())
 }

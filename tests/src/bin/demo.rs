@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, ensure};
 use clap::{Parser, ValueEnum};
 use comfy_table::Table;
-use comfy_table::presets::UTF8_HORIZONTAL_ONLY;
+use comfy_table::presets::NOTHING;
 use nix::unistd::Uid;
 use tests::agent::{Agent, Settings, SocketLb, service_port};
 use tests::lab::Lab;
@@ -83,7 +83,8 @@ fn main() -> Result<()> {
     };
     let shown = |name, number, family, transport, count| -> Result<Shown> {
         let (pods, servers) = pods(name, count)?;
-        let service = Service::new(name, number).only(family).with(&pods);
+        let protocol = if transport == Transport::Tcp { "TCP" } else { "UDP" };
+        let service = Service::new(name, number).only(family).only_protocol(protocol).with(&pods);
         Ok(Shown { service, family, transport, pods, _servers: servers })
     };
     let all = [
@@ -120,13 +121,16 @@ fn main() -> Result<()> {
     println!("$ podnet services\n{}", String::from_utf8_lossy(&output.stdout).trim_end());
 
     title(&format!("{REQUESTS} requests to each Service: who answers?"));
-    let mut table = table(&["Service", "Address", "Answered", "By"]);
+    let mut table = table(&["SERVICE", "ADDRESS", "ANSWERED", "BY"]);
     for shown in &all {
         let summary = peer::ask_often(client.place(), &shown.target()?, REQUESTS)?;
         let answered = format!("{} of {}", summary.ok, summary.ok + summary.failed);
         table.add_row([shown.service.name(), &shown.address()?, &answered, &who(&summary)]);
     }
-    println!("{table}");
+    for column in table.column_iter_mut() {
+        column.set_padding((2, 1));
+    }
+    println!("{}\n", table.trim_fmt());
     println!("  `nobody` has no endpoints: its clients are refused at once, as by a closed port.");
 
     let tea = &all[0];
@@ -200,7 +204,7 @@ fn title(text: &str) {
 
 fn table(header: &[&str]) -> Table {
     let mut table = Table::new();
-    table.load_style(UTF8_HORIZONTAL_ONLY).set_header(header.iter().copied());
+    table.load_style(NOTHING).set_header(header.iter().copied());
     table
 }
 
