@@ -5,15 +5,17 @@ use aya_ebpf::helpers::generated::{bpf_l4_csum_replace, bpf_skb_change_tail};
 use aya_ebpf::programs::TcContext;
 use podnet_common::checksum::Delta;
 use podnet_common::frame::{Frame, L4Patch};
-use podnet_common::packet::{ETHERNET, IPV4};
+use podnet_common::packet::{ETHERNET, ETHERTYPE_IPV6, IPV4, IPV6};
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 /// `BPF_F_IPV6` of Linux 6.16 (include/uapi/linux/bpf.h): the pseudo header is IPv6's, whose addresses no
 /// header checksum covers. Older kernels refuse the flag.
 const BPF_F_IPV6: u64 = 1 << 7;
 
-/// The shortest frame that could be ours: Ethernet, IPv4 and a UDP header.
+/// The shortest frames that could be ours: Ethernet, IP, and a UDP header behind IPv4 or a TCP header
+/// behind IPv6.
 const SHORTEST: usize = ETHERNET + IPV4 + 8;
+const SHORTEST_V6: usize = ETHERNET + IPV6 + 20;
 /// How much is made readable of a frame whose headers do not lie in one piece.
 const HEADERS: u32 = 128;
 
@@ -22,17 +24,34 @@ pub(crate) struct Skb<'a>(&'a TcContext);
 
 impl<'a> Skb<'a> {
     /// The frame of `ctx`; `None` if it is too short to be podnet's.
+    ///
+    /// The headers of what local sockets send lie in one piece, but nothing else need: the data of a large
+    /// packet, and the headers too of one that a driver has put together of pages.
     #[inline(always)]
     pub(crate) fn new(ctx: &'a TcContext) -> Option<Self> {
-        if ctx.data() + SHORTEST > ctx.data_end() {
-            // The headers of what local sockets send lie in one piece; those of a packet that a driver
-            // has put together of pages may not.
+        let frame = Self(ctx);
+        if !frame.holds(SHORTEST) {
             if (ctx.len() as usize) < SHORTEST {
                 return None;
             }
-            ctx.pull_data(ctx.len().min(HEADERS)).ok()?;
+            frame.pull()?;
         }
-        Some(Self(ctx))
+        if frame.load(12) == Some(ETHERTYPE_IPV6) && !frame.holds(SHORTEST_V6) {
+            frame.pull()?;
+        }
+        Some(frame)
+    }
+
+    /// Whether the first `length` bytes can be read.
+    #[inline(always)]
+    fn holds(&self, length: usize) -> bool {
+        self.0.data() + length <= self.0.data_end()
+    }
+
+    /// Makes the headers readable.
+    #[inline(always)]
+    fn pull(&self) -> Option<()> {
+        self.0.pull_data(self.0.len().min(HEADERS)).ok()
     }
 
     /// Where `T` stands at `offset`, if it does in whole.
