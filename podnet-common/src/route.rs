@@ -26,10 +26,18 @@ pub fn from_pod<F: Frame, T: Tables>(frame: &mut F, tables: &mut T) -> Verdict {
     };
     // Known flows first, SYNs too: a repeated one must not choose again.
     let known = tables.flow(&packet.tuple);
-    if let Some(flow) = known
-        && let Some(verdict) = follow(frame, tables, &packet, &flow)
-    {
-        return verdict;
+    if let Some(flow) = &known {
+        // A backend's answer keeps its source until it reaches the client: the node's stack drops what
+        // comes from a pod's interface in the name of somebody else (rp_filter, RFC 3704).
+        let verdict = match flow.state.direction() {
+            Direction::Reply if !flow.state.hairpin() => {
+                flow.alive(packet.tuple.protocol(), tables.now()).then_some(Verdict::Pass(Reason::NotService))
+            }
+            _ => follow(frame, tables, &packet, flow),
+        };
+        if let Some(verdict) = verdict {
+            return verdict;
+        }
     }
     match tables.frontend(&FrontendKey::new(packet.tuple.destination(), packet.tuple.protocol())) {
         Some(frontend) => open(frame, tables, &packet, &frontend, known.as_ref()),
@@ -45,7 +53,7 @@ pub fn to_pod<F: Frame, T: Tables>(frame: &mut F, tables: &mut T) -> Verdict {
         Err(reason) => return Verdict::Pass(reason),
     };
     match tables.flow(&packet.tuple) {
-        Some(flow) if flow.state.direction() == Direction::Reply => {
+        Some(flow) if flow.state.direction() == Direction::Reply && !flow.state.hairpin() => {
             follow(frame, tables, &packet, &flow).unwrap_or(Verdict::Pass(Reason::NotService))
         }
         _ => Verdict::Pass(Reason::NotService),
@@ -69,8 +77,9 @@ fn follow<F: Frame, T: Tables>(
         Direction::Reply => Reason::Reply,
         // The client uses the port of a connection that is over for a new one.
         Direction::Forward if packet.flags.opens() && flow.state.closed() => return None,
-        // A datagram need not go where the ones before it went, so it goes to somebody who is there.
-        Direction::Forward if protocol == Protocol::UDP && !tables.serves(flow.backend) => return None,
+        // A datagram need not go where the ones before it went, nor a SYN that nobody has answered: they go
+        // to somebody who is there.
+        Direction::Forward if movable(packet, flow) && !tables.serves(flow.backend) => return None,
         Direction::Forward => Reason::Established,
     };
     let to = flow.to(protocol);
@@ -79,6 +88,15 @@ fn follow<F: Frame, T: Tables>(
         keep(tables, &packet.tuple, flow, &to, state, now);
     }
     Some(translate(frame, packet, &to, state, reason))
+}
+
+/// Whether a packet of `flow` may as well go to another backend than the ones before it.
+#[inline(always)]
+const fn movable(packet: &Packet, flow: &Flow) -> bool {
+    match packet.tuple.protocol() {
+        Protocol::UDP => true,
+        _ => packet.flags.opens() && !flow.state.replied(),
+    }
 }
 
 /// Notes in both entries of a flow what a packet has changed, and writes the other one anew if the table
@@ -132,7 +150,7 @@ fn open<F: Frame, T: Tables>(
     let overwrite = if stale.is_some() { Overwrite::Yes } else { Overwrite::No };
     match tables.insert_flow(&packet.tuple, &forward, overwrite) {
         Ok(()) => {
-            let moved = protocol == Protocol::UDP && stale.is_some_and(|flow| flow.alive(protocol, now));
+            let moved = stale.is_some_and(|flow| flow.alive(protocol, now) && !flow.state.closed());
             let reason = if moved { Reason::Moved } else { Reason::NewFlow };
             translate(frame, packet, &to, state, reason)
         }

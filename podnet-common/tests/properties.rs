@@ -62,7 +62,7 @@ enum Event {
     /// A pod sends to a Service.
     Send { pod: u8, port: u16, service: usize, flags: u8 },
     /// The backend of a flow answers, on the client's node or on another one.
-    Answer { flow: prop::sample::Index, flags: u8, local: bool },
+    Answer { flow: prop::sample::Index, flags: u8 },
     /// Time passes.
     Wait(u32),
     /// A pod becomes a backend of a Service.
@@ -79,8 +79,8 @@ fn events() -> impl Strategy<Value = Event> {
     prop_oneof![
         8 => (1..4_u8, 40000..40002_u16, 0..4_usize, flags)
             .prop_map(|(pod, port, service, flags)| Event::Send { pod, port, service, flags }),
-        8 => (any::<prop::sample::Index>(), answers, any::<bool>())
-            .prop_map(|(flow, flags, local)| Event::Answer { flow, flags, local }),
+        8 => (any::<prop::sample::Index>(), answers)
+            .prop_map(|(flow, flags)| Event::Answer { flow, flags }),
         3 => prop::sample::select(vec![1, 5, 8, 25, 50, 100, 3000, 80_000]).prop_map(Event::Wait),
         2 => (0..4_usize, 1..6_u8).prop_map(|(service, pod)| Event::Add { service, pod }),
         1 => (0..4_usize, any::<prop::sample::Index>())
@@ -179,11 +179,11 @@ impl Model {
                 let (at, protocol, ..) = self.services[service];
                 self.send(pod(self.family, n, port), at, protocol, service, flags)?;
             }
-            Event::Answer { flow, flags, local } => {
+            Event::Answer { flow, flags } => {
                 if !self.talks.is_empty() {
                     let mut keys: Vec<Tuple> = self.talks.keys().copied().collect();
                     keys.sort_by_key(|key| format!("{key:?}"));
-                    self.answer(keys[flow.index(keys.len())], flags, local)?;
+                    self.answer(keys[flow.index(keys.len())], flags)?;
                 }
             }
             Event::Wait(seconds) => self.tables.wait(seconds),
@@ -238,7 +238,9 @@ impl Model {
         if let Some(talk) = certain {
             let serving = self.tables.backend(talk.id).unwrap().serving();
             let over = protocol == Protocol::TCP && talk.closed() && flags & SYN != 0;
-            if !over && (protocol == Protocol::TCP || serving) {
+            let unanswered = flags == SYN && !talk.replied;
+            let stays = protocol == Protocol::TCP && !unanswered || serving;
+            if !over && stays {
                 prop_assert_eq!(verdict.reason(), Reason::Established);
             } else if exists && !self.services[service].3.is_empty() {
                 let expected = if over { Reason::NewFlow } else { Reason::Moved };
@@ -304,7 +306,7 @@ impl Model {
         Ok(())
     }
 
-    fn answer(&mut self, key: Tuple, flags: u8, local: bool) -> Result<(), TestCaseError> {
+    fn answer(&mut self, key: Tuple, flags: u8) -> Result<(), TestCaseError> {
         let talk = self.talks.get_mut(&key).unwrap();
         let now = self.tables.now;
         let reply = Tuple::between(talk.backend, talk.masked, talk.protocol);
@@ -312,7 +314,7 @@ impl Model {
             return Ok(());
         }
         let hairpin = talk.backend.addr == talk.client.addr;
-        let way = if local || hairpin { from_pod } else { to_pod };
+        let way = if hairpin { from_pod } else { to_pod };
         let mut frame = frame(talk.backend, talk.masked, talk.protocol, flags, b"data");
         let verdict = way(&mut frame, &mut self.tables);
         let seen = read(&frame).map_err(TestCaseError::fail)?;

@@ -25,7 +25,7 @@ struct Budget {
 }
 
 const BUDGETS: [Budget; 10] = [
-    Budget { program: "from_pod", instructions: 3900, verified: 56_000, stack: 440 },
+    Budget { program: "from_pod", instructions: 3900, verified: 64_000, stack: 440 },
     Budget { program: "to_pod", instructions: 1300, verified: 4500, stack: 310 },
     Budget { program: "connect4", instructions: 150, verified: 190, stack: 112 },
     Budget { program: "connect6", instructions: 160, verified: 190, stack: 128 },
