@@ -94,12 +94,20 @@ impl Pod {
         }
     }
 
+    /// Removes the pod's link.
+    ///
+    /// # Errors
+    /// If that fails.
+    pub fn unplug(&self) -> Result<()> {
+        self.node.place().netns.batch(&format!("link delete {}", self.interface))
+    }
+
     /// Removes the pod's link and makes another of the same name.
     ///
     /// # Errors
     /// If that fails.
     pub fn replug(&self) -> Result<()> {
-        self.node.place().netns.batch(&format!("link delete {}", self.interface))?;
+        self.unplug()?;
         self.plug_in()
     }
 

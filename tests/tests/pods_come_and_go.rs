@@ -35,7 +35,18 @@ fn come_and_go(attach: &'static str) -> Result<()> {
     scene.agent.process().kill()?;
     let pod = scene.node.pod("late", PodKind::Ptp)?;
     scene.agent = scene.agent.restart()?;
-    is_served(&scene, &pod)
+    is_served(&scene, &pod)?;
+    if attach == "clsact" {
+        // Known: the cleanup fails at clsact filters of interfaces that are gone.
+        return Ok(());
+    }
+    // Interfaces that are gone are no trouble, to the agent or to the cleanup.
+    pod.unplug()?;
+    scene.agent.terminate()?;
+    let output = scene.agent.podnet(&["cleanup"])?;
+    ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    ensure!(!scene.agent.log().contains("could not be detached"), "{}", scene.agent.log());
+    Ok(())
 }
 
 #[test]
