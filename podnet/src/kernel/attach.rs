@@ -220,17 +220,23 @@ pub(super) fn forget(pins: &Pins, pin: &Pin) -> Result<(), Error> {
     Ok(())
 }
 
+/// The name of the interface with this index, if there is one.
+pub(super) fn interface_name(index: u32) -> Option<String> {
+    let name = nix::net::if_::if_indextoname(index).ok()?;
+    // For an index that is nobody's, nix 0.31 gives an empty name instead of an error.
+    (!name.is_empty()).then(|| name.to_string_lossy().into_owned())
+}
+
 /// Removes the clsact filter that the pin called `name` stands for. Other pins, and interfaces that are no
 /// more, need nothing.
 pub(super) fn detach_filter(name: &str) -> Result<(), Error> {
     let Ok(Pin::Filter { index, direction }) = name.parse() else { return Ok(()) };
-    let Ok(interface) = nix::net::if_::if_indextoname(index) else { return Ok(()) };
-    let interface = interface.to_string_lossy();
+    let Some(interface) = interface_name(index) else { return Ok(()) };
     let link = SchedClassifierLink::attached(&interface, direction, FILTER_PRIORITY, FILTER_HANDLE, None);
     // A link that is dropped detaches its filter.
     link.map(drop).map_err(|error| Error::Attach {
         program: "filter",
-        target: interface.into_owned(),
+        target: interface,
         reason: format!("cannot be detached: {error}"),
     })
 }

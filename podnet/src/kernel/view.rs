@@ -81,10 +81,8 @@ impl View {
 
 impl From<Pin> for Attachment {
     fn from(pin: Pin) -> Self {
-        let interface = |index: u32| match nix::net::if_::if_indextoname(index) {
-            Ok(name) => name.to_string_lossy().into_owned(),
-            Err(_) => format!("interface {index} (gone)"),
-        };
+        let interface =
+            |index: u32| attach::interface_name(index).unwrap_or_else(|| format!("interface {index} (gone)"));
         match &pin {
             Pin::Tcx { index, direction } => Self {
                 hook: format!("tcx {}", attach::direction_name(*direction)),
