@@ -94,7 +94,8 @@ impl Test {
 }
 
 fn unit() -> Result<()> {
-    run(cargo().args(["test", "-p", "podnet-common", "-p", "podnet", "-p", "xtask"]))
+    run(cargo().args(["test", "-p", "podnet-common", "-p", "podnet", "-p", "xtask"]))?;
+    run(cargo().args(["test", "-p", "tests", "--lib"]))
 }
 
 /// Whether a test file needs the control plane: `cluster` and `cluster_*`, but not `clusterip`.
