@@ -25,6 +25,8 @@ pub const FLOWS: &str = "FLOWS";
 pub const PEERS: &str = "PEERS";
 /// `ServiceId -> ServiceName`, a hash that only user space reads and writes.
 pub const NAMES: &str = "NAMES";
+/// `index -> u64`, an array: the words of [`filter`](crate::filter).
+pub const FILTER: &str = "FILTER";
 /// `Reason -> u64`, a per-CPU array of counters.
 pub const COUNTERS: &str = "COUNTERS";
 

@@ -9,6 +9,7 @@ use std::vec::Vec;
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 use crate::conntrack::{Flow, State, Time, Tuple};
+use crate::filter::Place;
 use crate::frame::{Frame, L4Patch, patch_field};
 use crate::service::{Backend, BackendId, Frontend, FrontendKey, ServiceId};
 use crate::socket::{Peer, PeerKey, Sockets};
@@ -131,6 +132,25 @@ impl HostTables {
         }
     }
 
+    /// The words of the filter that are not zero, as user space has set them by the time that tables
+    /// hold this. Flows tell of frontends and backends that are no more.
+    pub fn filter(&self) -> HashMap<u32, u64> {
+        let mut words = HashMap::new();
+        for place in self.places() {
+            *words.entry(place.index).or_default() |= place.mask;
+        }
+        words
+    }
+
+    fn places(&self) -> impl Iterator<Item = Place> {
+        let frontends = self.frontends.keys().map(|key| Place::of_frontend(key.endpoint().addr));
+        let backends = self.backends.iter().map(|backend| Place::of_backend(backend.endpoint()));
+        let flows = self.flows.keys().flat_map(|tuple| {
+            [Place::of_frontend(tuple.destination().addr), Place::of_backend(tuple.source())]
+        });
+        frontends.chain(backends).chain(flows)
+    }
+
     /// Lets `seconds` pass.
     pub fn wait(&mut self, seconds: u32) {
         self.now = Time(self.now.0.saturating_add(Time::seconds(seconds)));
@@ -170,6 +190,10 @@ impl Tables for HostTables {
 
     fn flow(&self, tuple: &Tuple) -> Option<Flow> {
         self.flows.get(tuple).copied()
+    }
+
+    fn filter_word(&self, index: u32) -> u64 {
+        self.places().filter(|place| place.index == index).fold(0, |word, place| word | place.mask)
     }
 
     fn insert_flow(&mut self, tuple: &Tuple, flow: &Flow, overwrite: Overwrite) -> Result<(), InsertError> {

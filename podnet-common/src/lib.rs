@@ -16,6 +16,7 @@ extern crate std;
 pub mod abi;
 pub mod checksum;
 pub mod conntrack;
+pub mod filter;
 pub mod frame;
 #[cfg(any(test, feature = "host"))]
 pub mod host;

@@ -4,6 +4,7 @@
 //! former, and followed by both until it ends.
 
 use crate::conntrack::{Direction, Flow, REFRESH, State, Time, Tuple};
+use crate::filter::Place;
 use crate::frame::Frame;
 use crate::nat;
 use crate::packet::{self, Packet};
@@ -24,6 +25,9 @@ pub fn from_pod<F: Frame, T: Tables>(frame: &mut F, tables: &mut T) -> Verdict {
         Ok(packet) => packet,
         Err(reason) => return Verdict::Pass(reason),
     };
+    if !tables.may_hold(Place::of_frontend(packet.tuple.destination().addr)) {
+        return Verdict::Pass(Reason::NotService);
+    }
     // Known flows first, SYNs too: a repeated one must not choose again.
     let known = tables.flow(&packet.tuple);
     if let Some(flow) = &known {
@@ -52,6 +56,9 @@ pub fn to_pod<F: Frame, T: Tables>(frame: &mut F, tables: &mut T) -> Verdict {
         Ok(packet) => packet,
         Err(reason) => return Verdict::Pass(reason),
     };
+    if !tables.may_hold(Place::of_backend(packet.tuple.source())) {
+        return Verdict::Pass(Reason::NotService);
+    }
     match tables.flow(&packet.tuple) {
         Some(flow) if flow.state.direction() == Direction::Reply && !flow.state.hairpin() => {
             follow(frame, tables, &packet, &flow).unwrap_or(Verdict::Pass(Reason::NotService))

@@ -1,6 +1,7 @@
 //! The door to state.
 
 use crate::conntrack::{Flow, State, Time, Tuple};
+use crate::filter::Place;
 use crate::service::{Backend, BackendId, BackendRef, Frontend, FrontendKey};
 
 /// Why a flow could not be written.
@@ -46,6 +47,15 @@ pub trait Tables: Services {
     fn now(&self) -> Time;
     /// The entry for packets of `tuple`.
     fn flow(&self, tuple: &Tuple) -> Option<Flow>;
+    /// A word of the [`filter`](crate::filter).
+    fn filter_word(&self, index: u32) -> u64;
+
+    /// Whether the filter has a member at `place`; if not, there is none.
+    #[inline(always)]
+    fn may_hold(&self, place: Place) -> bool {
+        self.filter_word(place.index) & place.mask != 0
+    }
+
     /// Writes an entry.
     ///
     /// # Errors

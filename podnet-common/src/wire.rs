@@ -147,6 +147,12 @@ impl Addr {
         [Be32::from_raw(a), Be32::from_raw(b), Be32::from_raw(c), Be32::from_raw(d)]
     }
 
+    /// The first and the last eight bytes, as they stand in memory.
+    #[inline(always)]
+    pub const fn halves(self) -> (u64, u64) {
+        (self.high, self.low)
+    }
+
     /// The last word: the IPv4 address, if it is one.
     #[inline(always)]
     pub const fn last_word(self) -> Be32 {

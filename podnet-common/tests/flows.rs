@@ -540,6 +540,9 @@ impl Tables for Raced {
     fn flow(&self, tuple: &Tuple) -> Option<Flow> {
         self.tables.flow(tuple)
     }
+    fn filter_word(&self, index: u32) -> u64 {
+        self.tables.filter_word(index)
+    }
     fn insert_flow(&mut self, tuple: &Tuple, flow: &Flow, overwrite: Overwrite) -> Result<(), InsertError> {
         if let Some(other) = self.other.take() {
             self.tables.flows = other.flows;

@@ -8,6 +8,7 @@ use aya_ebpf::macros::map;
 use aya_ebpf::maps::{Array, HashMap, LruHashMap, PerCpuArray};
 use podnet_common::abi::ServiceName;
 use podnet_common::conntrack::{Flow, Tuple};
+use podnet_common::filter::FILTER_WORDS;
 use podnet_common::service::{Backend, BackendId, Frontend, FrontendKey, ServiceId};
 use podnet_common::socket::{Peer, PeerKey};
 use podnet_common::verdict::Reason;
@@ -29,6 +30,9 @@ pub(crate) static FLOWS: LruHashMap<Tuple, Flow> = LruHashMap::pinned(1, 0);
 
 #[map]
 pub(crate) static PEERS: LruHashMap<PeerKey, Peer> = LruHashMap::pinned(1, 0);
+
+#[map]
+pub(crate) static FILTER: Array<u64> = Array::pinned(FILTER_WORDS, 0);
 
 /// For `podnet services`; no program reads it.
 #[map]

@@ -7,7 +7,7 @@ use podnet_common::service::{Backend, BackendId, Frontend, FrontendKey};
 use podnet_common::socket::{Peer, PeerKey, Sockets};
 use podnet_common::tables::{InsertError, Overwrite, Services, Tables};
 
-use crate::maps::{BACKENDS, FLOWS, FRONTENDS, PEERS, SLOTS};
+use crate::maps::{BACKENDS, FILTER, FLOWS, FRONTENDS, PEERS, SLOTS};
 
 const EEXIST: i32 = 17;
 
@@ -50,6 +50,11 @@ impl Tables for KernelTables {
         // SAFETY: copied at once. An LRU may hand the element to another flow meanwhile; a packet is
         // then translated as that flow's and refused by its receiver, a race the table's size makes rare.
         unsafe { FLOWS.get(tuple).copied() }
+    }
+
+    #[inline(always)]
+    fn filter_word(&self, index: u32) -> u64 {
+        FILTER.get(index).copied().unwrap_or(0)
     }
 
     #[inline(always)]

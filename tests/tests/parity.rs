@@ -72,6 +72,7 @@ struct Kernel {
     slots: Array<MapData, u32>,
     backends: Array<MapData, [u8; 32]>,
     flows: BpfHashMap<MapData, [u8; 40], [u8; 56]>,
+    filter: Array<MapData, u64>,
     counters: PerCpuArray<MapData, u64>,
 }
 
@@ -113,6 +114,7 @@ impl Kernel {
             slots: taken(&mut ebpf, abi::SLOTS),
             backends: taken(&mut ebpf, abi::BACKENDS),
             flows: taken(&mut ebpf, abi::FLOWS),
+            filter: taken(&mut ebpf, abi::FILTER),
             counters: taken(&mut ebpf, abi::COUNTERS),
             programs: ebpf,
         })
@@ -136,6 +138,9 @@ impl Kernel {
         let old: Vec<_> = self.flows.keys().map(Result::unwrap).collect();
         for key in old {
             self.flows.remove(&key).unwrap();
+        }
+        for (index, word) in tables.filter() {
+            self.filter.set(index, word, 0).unwrap();
         }
         for (tuple, flow) in &tables.flows {
             self.flows.insert(bytes::<40>(tuple), bytes::<56>(flow), 0).unwrap();

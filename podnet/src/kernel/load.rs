@@ -8,6 +8,7 @@ use podnet_common::abi;
 
 use super::attach::{self, INTERFACE_PROGRAMS, Pin, SOCKET_PROGRAMS, program_mut};
 use super::error::Error;
+use super::filter::Filter;
 use super::pins::{Pins, remove_file};
 use super::tables::{Tables, sizes};
 use super::{AttachMode, Settings, SocketLb, sys};
@@ -24,6 +25,7 @@ pub(super) fn object() -> Result<&'static [u8], Error> {
 pub struct Dataplane {
     ebpf: Ebpf,
     tables: Tables,
+    filter: Filter,
     pins: Pins,
     attach: AttachMode,
     cgroup: Option<PathBuf>,
@@ -47,6 +49,7 @@ impl Dataplane {
         let resized = put_aside(&pins, &settings.capacity)?;
         let mut ebpf = load(settings, &pins.maps())?;
         let tables = Tables::open(&pins.maps())?;
+        let filter = Filter::open(&pins.maps())?;
         for old in resized {
             tables.copy_from(&old)?;
         }
@@ -60,7 +63,7 @@ impl Dataplane {
                 program.load().map_err(|source| Error::Load { program: name, source })?;
             }
         }
-        Ok(Self { ebpf, tables, pins, attach: settings.attach, cgroup })
+        Ok(Self { ebpf, tables, filter, pins, attach: settings.attach, cgroup })
     }
 
     /// Reads what the maps hold.
@@ -76,6 +79,7 @@ impl Dataplane {
     /// # Errors
     /// When a map is full or cannot be written; what was written before stays.
     pub fn apply(&mut self, changes: &Changes) -> Result<(), Error> {
+        self.filter.admit(changes)?;
         self.tables.apply(changes)
     }
 

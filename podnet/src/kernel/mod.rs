@@ -13,6 +13,7 @@
 
 mod attach;
 mod error;
+mod filter;
 mod load;
 mod pins;
 mod probe;

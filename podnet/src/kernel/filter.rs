@@ -1,0 +1,48 @@
+//! User space's side of [`podnet_common::filter`].
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use podnet_common::abi;
+use podnet_common::filter::{FILTER_WORDS, Place};
+
+use super::error::Error;
+use super::tables::Table;
+use crate::changes::Changes;
+
+/// The kernel's words, and what they hold.
+pub(super) struct Filter {
+    table: Table<u32, u64>,
+    words: Vec<u64>,
+}
+
+impl Filter {
+    /// Opens the filter pinned in `maps`.
+    pub(super) fn open(maps: &Path) -> Result<Self, Error> {
+        let table: Table<u32, u64> = Table::open(maps, abi::FILTER)?;
+        let mut words = vec![0; FILTER_WORDS as usize];
+        for (index, word) in table.entries()? {
+            words[index as usize] = word;
+        }
+        Ok(Self { table, words })
+    }
+
+    /// Makes members of all that is new in `changes`.
+    pub(super) fn admit(&mut self, changes: &Changes) -> Result<(), Error> {
+        let frontends = changes.frontends.iter().map(|(key, _)| Place::of_frontend(key.endpoint().addr));
+        let backends = changes.backends.iter().map(|(_, backend)| Place::of_backend(backend.endpoint()));
+        let mut changed = BTreeMap::new();
+        for place in frontends.chain(backends) {
+            let word = self.words[place.index as usize];
+            if word & place.mask == 0 {
+                *changed.entry(place.index).or_insert(word) |= place.mask;
+            }
+        }
+        let entries: Vec<(u32, u64)> = changed.into_iter().collect();
+        self.table.insert(&entries)?;
+        for (index, word) in entries {
+            self.words[index as usize] = word;
+        }
+        Ok(())
+    }
+}
