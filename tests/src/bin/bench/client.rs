@@ -19,7 +19,7 @@ use crate::server::{HELLO, ONE, STREAM};
 use crate::stats::median;
 
 /// What is measured.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 pub(crate) enum What {
     /// A new UDP flow: a socket, `connect()`, one datagram, `close()`.
     New,
