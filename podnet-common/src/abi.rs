@@ -33,8 +33,8 @@ pub const COUNTERS: &str = "COUNTERS";
 /// `.rodata` of the socket programs: the network namespace cookie they are limited to, 0 for all.
 pub const SOCKET_NETNS: &str = "SOCKET_NETNS";
 
-/// Room for `namespace/name:port` (253 + 1 + 63 + 1 + 63 characters by Kubernetes' rules for the two
-/// labels and the port; namespaces are labels too), padded with zeroes.
+/// Room for `namespace/name:port` (63 + 1 + 63 + 1 + 63 characters by Kubernetes' rules for the three
+/// labels), padded with zeroes.
 pub type ServiceName = [u8; 192];
 
 const _: () = assert!(size_of::<Tuple>() == 40);

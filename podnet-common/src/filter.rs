@@ -38,7 +38,6 @@ impl Place {
     /// The upper bits of a product depend on all bits of its factors (Knuth, TAOCP 6.4, multiplicative
     /// hashing; the multiplier is 2^64 divided by the golden ratio).
     #[inline(always)]
-    #[expect(clippy::cast_possible_truncation, reason = "20 bits are left")]
     const fn new(first: u32, addr: Addr, more: u64) -> Self {
         const MULTIPLIER: u64 = 0x9e37_79b9_7f4a_7c15;
         let (high, low) = addr.halves();

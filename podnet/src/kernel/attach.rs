@@ -13,20 +13,22 @@ use std::path::Path;
 use std::str::FromStr;
 
 use aya::Ebpf;
-use aya::programs::links::{FdLink, PinnedLink};
+use aya::programs::links::{FdLink, Link, PinnedLink};
 use aya::programs::tc::{NlOptions, SchedClassifierLink, TcAttachOptions, TcHandle, qdisc_add_clsact};
 use aya::programs::{
     CgroupAttachMode, CgroupSockAddr, LinkOrder, ProgramError, SchedClassifier, TcAttachType,
 };
+
+use nix::libc;
 
 use super::AttachMode;
 use super::error::{Error, chain};
 use super::pins::{Pins, remove_file};
 use super::sys;
 
-/// The programs at interfaces that face pods.
+/// The programs at interfaces that face pods. The way back is there before anything is sent on it.
 pub(super) const INTERFACE_PROGRAMS: [(&str, TcAttachType); 2] =
-    [("from_pod", TcAttachType::Ingress), ("to_pod", TcAttachType::Egress)];
+    [("to_pod", TcAttachType::Egress), ("from_pod", TcAttachType::Ingress)];
 
 /// The programs at the cgroup; each one's name is that of its hook.
 pub(super) const SOCKET_PROGRAMS: [&str; 8] =
@@ -104,7 +106,8 @@ pub(super) fn pinned(pins: &Pins) -> Result<Vec<Pin>, Error> {
     Ok(pins.link_names()?.iter().filter_map(|name| name.parse().ok()).collect())
 }
 
-/// Attaches both programs to an interface, or replaces those that an earlier agent has left there.
+/// Attaches both programs to an interface, or replaces those that an earlier agent has left there. After an
+/// error neither is attached: one without the other would translate one way only.
 pub(super) fn attach_interface(
     ebpf: &mut Ebpf,
     pins: &Pins,
@@ -112,6 +115,15 @@ pub(super) fn attach_interface(
     index: u32,
     name: &str,
 ) -> Result<(), Error> {
+    let attached = attach_both(ebpf, pins, mode, index, name);
+    if attached.is_err() {
+        // The first error is the one to tell.
+        let _ = detach_interface(pins, index);
+    }
+    attached
+}
+
+fn attach_both(ebpf: &mut Ebpf, pins: &Pins, mode: AttachMode, index: u32, name: &str) -> Result<(), Error> {
     for (program, direction) in INTERFACE_PROGRAMS {
         let classifier: &mut SchedClassifier = program_mut(ebpf, program)?;
         let failed = |reason: String| Error::Attach { program, target: name.to_owned(), reason };
@@ -145,14 +157,19 @@ pub(super) fn detach_interface(pins: &Pins, index: u32) -> Result<(), Error> {
 
 /// Whether an error says that this kernel has no tcx (Linux 6.6).
 fn unsupported(error: &ProgramError) -> bool {
-    let mut next: Option<&dyn std::error::Error> = Some(error);
+    os_error(error) == Some(libc::EINVAL)
+}
+
+/// The error number of the system call that is at the bottom of an error.
+fn os_error(error: &(dyn std::error::Error + 'static)) -> Option<i32> {
+    let mut next = Some(error);
     while let Some(cause) = next {
-        if let Some(io) = cause.downcast_ref::<io::Error>() {
-            return io.raw_os_error() == Some(nix::libc::EINVAL);
+        if let Some(number) = cause.downcast_ref::<io::Error>().and_then(io::Error::raw_os_error) {
+            return Some(number);
         }
         next = cause.source();
     }
-    false
+    None
 }
 
 fn attach_tcx(
@@ -189,15 +206,17 @@ fn attach_filter(
     // An error says that the qdisc is there already, or comes again with the filter.
     let _ = qdisc_add_clsact(name);
     let path = pins.links().join(Pin::Filter { index, direction }.to_string());
-    let ours = SchedClassifierLink::attached(name, direction, FILTER_PRIORITY, FILTER_HANDLE, None)
-        .map_err(ProgramError::IOError)?;
-    let id = if path.exists() {
+    if path.exists() {
         fs::remove_file(&path).map_err(ProgramError::IOError)?;
-        program.attach_to_link(ours)?
-    } else {
-        std::mem::forget(ours);
-        let options = NlOptions { priority: FILTER_PRIORITY, handle: FILTER_HANDLE, classid: None };
-        program.attach_with_options(name, direction, TcAttachOptions::Netlink(options))?
+    }
+    let options = NlOptions { priority: FILTER_PRIORITY, handle: FILTER_HANDLE, classid: None };
+    let id = match program.attach_with_options(name, direction, TcAttachOptions::Netlink(options)) {
+        // An earlier agent's, with or without a pin: it may have been killed before it made one.
+        Err(error) if os_error(&error) == Some(libc::EEXIST) => {
+            let old = SchedClassifierLink::attached(name, direction, FILTER_PRIORITY, FILTER_HANDLE, None);
+            program.attach_to_link(old.map_err(ProgramError::IOError)?)?
+        }
+        attached => attached?,
     };
     // Dropping the link would detach the filter.
     std::mem::forget(program.take_link(id)?);
@@ -233,12 +252,18 @@ pub(super) fn detach_filter(name: &str) -> Result<(), Error> {
     let Ok(Pin::Filter { index, direction }) = name.parse() else { return Ok(()) };
     let Some(interface) = interface_name(index) else { return Ok(()) };
     let link = SchedClassifierLink::attached(&interface, direction, FILTER_PRIORITY, FILTER_HANDLE, None);
-    // A link that is dropped detaches its filter.
-    link.map(drop).map_err(|error| Error::Attach {
-        program: "filter",
-        target: interface,
-        reason: format!("cannot be detached: {error}"),
-    })
+    let detached = link.map_err(ProgramError::IOError).and_then(Link::detach);
+    match detached {
+        // No such filter, no qdisc that it could be in, or no interface.
+        Err(error) if !matches!(os_error(&error), Some(libc::ENOENT | libc::EINVAL | libc::ENODEV)) => {
+            Err(Error::Attach {
+                program: "filter",
+                target: interface,
+                reason: format!("cannot be detached: {}", chain(&error)),
+            })
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Attaches all socket programs to `cgroup`, or replaces those that an earlier agent has left there, and
@@ -261,8 +286,12 @@ pub(super) fn attach_sockets(ebpf: &mut Ebpf, pins: &Pins, cgroup: &Path) -> Res
         let path = pins.links().join(Pin::Cgroup { hook: name.to_owned(), cgroup: id }.to_string());
         if let Ok(link) = sys::open_pin(&path) {
             let fd = program.fd().map_err(|error| failed(chain(&error)))?;
-            sys::replace_program(link.as_fd(), fd).map_err(|error| failed(error.to_string()))?;
-            continue;
+            match sys::replace_program(link.as_fd(), fd) {
+                Ok(()) => continue,
+                // Somebody has detached it.
+                Err(error) if error.raw_os_error() == Some(libc::ENOLINK) => remove_file(&path)?,
+                Err(error) => return Err(failed(error.to_string())),
+            }
         }
         let id = program.attach(&file, CgroupAttachMode::Single).map_err(|error| failed(chain(&error)))?;
         let link: FdLink = program

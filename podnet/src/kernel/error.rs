@@ -122,20 +122,7 @@ impl Error {
     }
 }
 
-/// An error with all its causes in one line.
-pub(super) fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut next = error.source();
-    while let Some(cause) = next {
-        let cause_text = cause.to_string();
-        if !text.contains(&cause_text) {
-            text.push_str(": ");
-            text.push_str(&cause_text);
-        }
-        next = cause.source();
-    }
-    text
-}
+pub(super) use crate::error::chain;
 
 /// Why a program was not loaded: the verifier's last word instead of its whole log, which only helps those
 /// who write programs, and which `podnet=debug` logs.

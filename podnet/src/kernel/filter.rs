@@ -7,8 +7,8 @@ use podnet_common::abi;
 use podnet_common::filter::{FILTER_WORDS, Place};
 
 use super::error::Error;
-use super::tables::Table;
-use crate::changes::Changes;
+use super::tables::{Table, Tables};
+use crate::changes::{Changes, Snapshot};
 
 /// The kernel's words, and what they hold.
 pub(super) struct Filter {
@@ -31,8 +31,21 @@ impl Filter {
     pub(super) fn admit(&mut self, changes: &Changes) -> Result<(), Error> {
         let frontends = changes.frontends.iter().map(|(key, _)| Place::of_frontend(key.endpoint().addr));
         let backends = changes.backends.iter().map(|(_, backend)| Place::of_backend(backend.endpoint()));
+        self.set(frontends.chain(backends))
+    }
+
+    /// Makes members of all that the tables hold: for a filter that is newer than they are.
+    pub(super) fn fill(&mut self, tables: &Tables) -> Result<(), Error> {
+        let Snapshot { frontends, backends, .. } = tables.snapshot()?;
+        self.admit(&Changes { frontends, backends, ..Changes::default() })?;
+        self.set(tables.flows()?.iter().flat_map(|(tuple, _)| {
+            [Place::of_frontend(tuple.destination().addr), Place::of_backend(tuple.source())]
+        }))
+    }
+
+    fn set(&mut self, places: impl Iterator<Item = Place>) -> Result<(), Error> {
         let mut changed = BTreeMap::new();
-        for place in frontends.chain(backends) {
+        for place in places {
             let word = self.words[place.index as usize];
             if word & place.mask == 0 {
                 *changed.entry(place.index).or_insert(word) |= place.mask;

@@ -9,10 +9,11 @@ use podnet_common::abi;
 use super::attach::{self, INTERFACE_PROGRAMS, Pin, SOCKET_PROGRAMS, program_mut};
 use super::error::Error;
 use super::filter::Filter;
-use super::pins::{Pins, remove_file};
-use super::tables::{Tables, sizes};
+use super::pins::Pins;
+use super::staging::Staging;
+use super::tables::{Tables, shapes};
 use super::{AttachMode, Settings, SocketLb, sys};
-use crate::changes::{Capacity, Changes, Snapshot};
+use crate::changes::{Changes, Snapshot};
 
 static OBJECT: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/podnet-ebpf.o"));
 
@@ -26,6 +27,7 @@ pub struct Dataplane {
     ebpf: Ebpf,
     tables: Tables,
     filter: Filter,
+    replaced: Option<Tables>,
     pins: Pins,
     attach: AttachMode,
     cgroup: Option<PathBuf>,
@@ -46,12 +48,13 @@ impl Dataplane {
         };
         let pins = Pins::at(&settings.bpffs);
         pins.create()?;
-        let resized = put_aside(&pins, &settings.capacity)?;
-        let mut ebpf = load(settings, &pins.maps())?;
-        let tables = Tables::open(&pins.maps())?;
-        let filter = Filter::open(&pins.maps())?;
-        for old in resized {
-            tables.copy_from(&old)?;
+        let staging = Staging::prepare(&pins, &settings.capacity)?;
+        let mut ebpf = load(settings, staging.directory())?;
+        let tables = Tables::open(staging.directory())?;
+        staging.copy_to(&tables)?;
+        let mut filter = Filter::open(staging.directory())?;
+        if staging.makes(abi::FILTER) {
+            filter.fill(&tables)?;
         }
         for (name, _) in INTERFACE_PROGRAMS {
             let program: &mut SchedClassifier = program_mut(&mut ebpf, name)?;
@@ -63,7 +66,22 @@ impl Dataplane {
                 program.load().map_err(|source| Error::Load { program: name, source })?;
             }
         }
-        Ok(Self { ebpf, tables, filter, pins, attach: settings.attach, cgroup })
+        staging.finish()?;
+        let replaced = staging.into_replaced();
+        Ok(Self { ebpf, tables, filter, replaced, pins, attach: settings.attach, cgroup })
+    }
+
+    /// Completes the take-over from an earlier agent, once all programs are attached: flows that its
+    /// programs have opened in maps of another size are copied, and what is left of other layout versions
+    /// is removed.
+    ///
+    /// # Errors
+    /// When a map cannot be read or written, or a pin not be removed.
+    pub fn take_over(&mut self) -> Result<(), Error> {
+        if let Some(old) = self.replaced.take() {
+            self.tables.catch_up_with(&old)?;
+        }
+        self.pins.remove_other_layouts()
     }
 
     /// Reads what the maps hold.
@@ -144,24 +162,10 @@ fn load(settings: &Settings, maps: &Path) -> Result<Ebpf, Error> {
     let mut loader = EbpfLoader::new();
     // The kernel's own BTF is only needed for relocations, which these programs have none of.
     loader.btf(None).default_map_pin_directory(maps).override_global(abi::SOCKET_NETNS, &netns, true);
-    for (name, entries) in sizes(&settings.capacity) {
-        loader.map_max_entries(name, entries);
+    for shape in shapes(&settings.capacity) {
+        loader.map_max_entries(shape.name, shape.entries);
     }
     Ok(loader.load(object()?)?)
-}
-
-/// Takes the pins of maps whose size is to change away, and returns the maps, so that the loader makes new
-/// ones. The old ones go on serving the attached programs until those are replaced.
-fn put_aside(pins: &Pins, capacity: &Capacity) -> Result<Vec<Tables>, Error> {
-    if !pins.exist()? {
-        return Ok(Vec::new());
-    }
-    let old = Tables::open(&pins.maps())?;
-    let changed = old.resized(capacity)?;
-    for name in &changed {
-        remove_file(&pins.map(name))?;
-    }
-    Ok(if changed.is_empty() { Vec::new() } else { vec![old] })
 }
 
 /// The cgroup asked for, or the root of the cgroup2 hierarchy.

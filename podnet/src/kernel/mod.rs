@@ -17,6 +17,7 @@ mod filter;
 mod load;
 mod pins;
 mod probe;
+mod staging;
 mod sys;
 mod tables;
 mod view;

@@ -13,6 +13,9 @@ use super::sys;
 /// `BPF_FS_MAGIC` of include/uapi/linux/magic.h.
 const BPF_FS_MAGIC: i64 = 0xcafe_4a11;
 
+/// The directory in which maps are made.
+const NEXT: &str = "next";
+
 /// The directories of this layout version under podnet's own directory on bpffs.
 pub(super) struct Pins {
     root: PathBuf,
@@ -42,7 +45,7 @@ impl Pins {
     /// # Errors
     /// When one may not look.
     pub(super) fn exist(&self) -> Result<bool, Error> {
-        let path = self.map(abi::FRONTENDS);
+        let path = self.maps().join(abi::FRONTENDS);
         path.try_exists().map_err(|source| Error::File { action: "looking at", path, source })
     }
 
@@ -50,12 +53,25 @@ impl Pins {
         self.root.join("maps")
     }
 
-    pub(super) fn map(&self, name: &str) -> PathBuf {
-        self.maps().join(name)
+    /// Where maps are made.
+    pub(super) fn next(&self) -> PathBuf {
+        self.root.join(NEXT)
     }
 
     pub(super) fn links(&self) -> PathBuf {
         self.root.join("links")
+    }
+
+    /// Removes what podnets of other layout versions have left. Their programs would run behind this one's
+    /// over tables that nobody keeps up.
+    pub(super) fn remove_other_layouts(&self) -> Result<(), Error> {
+        let bpffs = self.root.parent().unwrap_or(&self.root);
+        for version in layouts(bpffs)? {
+            if bpffs.join(&version) != self.root {
+                remove_layout(bpffs, &version)?;
+            }
+        }
+        Ok(())
     }
 
     /// The names of all pinned links, sorted.
@@ -74,7 +90,7 @@ pub(super) fn on_bpffs(path: &Path) -> Result<(), Error> {
     }
 }
 
-fn names(directory: &Path) -> Result<Vec<String>, Error> {
+pub(super) fn names(directory: &Path) -> Result<Vec<String>, Error> {
     let fail = |source| Error::File { action: "reading", path: directory.to_owned(), source };
     let entries = match fs::read_dir(directory) {
         Ok(entries) => entries,
@@ -100,22 +116,32 @@ pub(super) fn remove_file(path: &Path) -> Result<(), Error> {
 /// The first thing that could not be removed; what was removed before stays so.
 pub fn cleanup(bpffs: &Path) -> Result<Vec<String>, Error> {
     let mut removed = Vec::new();
-    for version in names(bpffs)? {
-        if !version.starts_with('v') {
-            continue;
-        }
-        for kind in ["links", "maps"] {
-            let directory = bpffs.join(&version).join(kind);
-            for name in names(&directory)? {
-                attach::detach_filter(&name)?;
-                remove_file(&directory.join(&name))?;
-                removed.push(format!("{} {name}", kind.trim_end_matches('s')));
-            }
-            remove_directory(&directory)?;
-        }
-        remove_directory(&bpffs.join(&version))?;
+    for version in layouts(bpffs)? {
+        removed.extend(remove_layout(bpffs, &version)?);
     }
     remove_directory(bpffs)?;
+    Ok(removed)
+}
+
+/// The names of the directories that podnets have made: `v` and a number.
+fn layouts(bpffs: &Path) -> Result<Vec<String>, Error> {
+    let mut all = names(bpffs)?;
+    all.retain(|name| name.strip_prefix('v').is_some_and(|number| number.parse::<u32>().is_ok()));
+    Ok(all)
+}
+
+fn remove_layout(bpffs: &Path, version: &str) -> Result<Vec<String>, Error> {
+    let mut removed = Vec::new();
+    for kind in ["links", NEXT, "maps"] {
+        let directory = bpffs.join(version).join(kind);
+        for name in names(&directory)? {
+            attach::detach_filter(&name)?;
+            remove_file(&directory.join(&name))?;
+            removed.push(format!("{} {name}", if kind == "links" { "link" } else { "map" }));
+        }
+        remove_directory(&directory)?;
+    }
+    remove_directory(&bpffs.join(version))?;
     Ok(removed)
 }
 

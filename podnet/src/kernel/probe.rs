@@ -51,7 +51,7 @@ impl Finding {
 /// loopback interface of a network namespace made for it; nothing stays.
 pub fn probe(settings: &Settings) -> Vec<Finding> {
     let mut findings = vec![rights(), bpffs(&settings.bpffs), btf()];
-    match load() {
+    match load(&settings.bpffs) {
         Ok(mut ebpf) => {
             findings.push(programs(&mut ebpf));
             findings.push(tcx(&mut ebpf));
@@ -132,11 +132,12 @@ fn btf() -> Finding {
 }
 
 /// The object over small maps that are not pinned.
-fn load() -> Result<Ebpf, Error> {
-    let directory = tempfile::Builder::new().prefix("podnet-check-").tempdir_in("/sys/fs/bpf");
+fn load(bpffs: &Path) -> Result<Ebpf, Error> {
+    let place = bpffs.ancestors().skip(1).find(|ancestor| ancestor.exists()).unwrap_or(bpffs);
+    let directory = tempfile::Builder::new().prefix("podnet-check-").tempdir_in(place);
     let directory = directory.map_err(|source| Error::File {
         action: "making a directory in",
-        path: "/sys/fs/bpf".into(),
+        path: place.to_owned(),
         source,
     })?;
     let loaded = EbpfLoader::new().btf(None).default_map_pin_directory(directory.path()).load(object()?);

@@ -62,7 +62,7 @@ fn raw(fd: BorrowedFd<'_>) -> u32 {
     u32::try_from(fd.as_raw_fd()).expect("open descriptors are not negative")
 }
 
-/// Writes `count` entries whose keys and values lie behind each other.
+/// Writes `count` entries whose keys and values lie behind each other, each by `elem_flags`.
 ///
 /// # Errors
 /// The number of entries written, and the system's error for the one after them.
@@ -71,12 +71,14 @@ pub(super) fn update_batch(
     keys: &[u8],
     values: &[u8],
     count: u32,
+    elem_flags: u64,
 ) -> Result<(), (u32, io::Error)> {
     let mut attr = BatchAttr {
         keys: keys.as_ptr() as u64,
         values: values.as_ptr() as u64,
         count,
         map_fd: raw(map),
+        elem_flags,
         ..BatchAttr::default()
     };
     // SAFETY: the caller's slices hold `count` keys and values of the map's sizes; the kernel reads them.

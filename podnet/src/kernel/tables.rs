@@ -11,6 +11,7 @@ use aya::maps::MapData;
 use nix::libc;
 use podnet_common::abi::{self, ServiceName};
 use podnet_common::conntrack::{Flow, Tuple};
+use podnet_common::filter::FILTER_WORDS;
 use podnet_common::service::{Backend, BackendId, Frontend, FrontendKey, ServiceId};
 use podnet_common::socket::{Peer, PeerKey};
 use podnet_common::verdict::Reason;
@@ -19,6 +20,10 @@ use zerocopy::{FromBytes, Immutable, IntoBytes};
 use super::error::Error;
 use super::sys::{self, Cursor, Step};
 use crate::changes::{Capacity, Changes, Snapshot};
+
+/// Flags of an update (include/uapi/linux/bpf.h): in any case, or only if there is no such entry.
+const BPF_ANY: u64 = 0;
+const BPF_NOEXIST: u64 = 1;
 
 /// How many entries one system call carries.
 const BATCH: usize = 16_384;
@@ -50,18 +55,15 @@ impl<K: Plain, V: Plain> Table<K, V> {
         Ok(Self { capacity: info.max_entries(), map, name, flag: flag_of(name), types: PhantomData })
     }
 
-    /// Whether `wanted` is another size than the map has.
-    ///
-    /// # Errors
-    /// [`Error::Shrink`] if it is smaller than what is in `used`.
-    fn changes_size(&self, wanted: u32, used: impl FnOnce(&[(K, V)]) -> usize) -> Result<bool, Error> {
+    /// Checks that a map of `wanted` entries has room for the `used` ones.
+    fn check_fit(&self, wanted: u32, used: impl FnOnce(&[(K, V)]) -> usize) -> Result<(), Error> {
         if wanted < self.capacity {
             let used = u32::try_from(used(&self.entries()?)).unwrap_or(u32::MAX);
             if used > wanted {
                 return Err(Error::Shrink { table: self.name, used, wanted, flag: self.flag });
             }
         }
-        Ok(wanted != self.capacity)
+        Ok(())
     }
 
     pub(super) const fn capacity(&self) -> u32 {
@@ -82,14 +84,26 @@ impl<K: Plain, V: Plain> Table<K, V> {
             let keys: Vec<u8> = chunk.iter().flat_map(|(key, _)| key.as_bytes()).copied().collect();
             let values: Vec<u8> = chunk.iter().flat_map(|(_, value)| value.as_bytes()).copied().collect();
             let count = u32::try_from(chunk.len()).expect("a batch is small");
-            sys::update_batch(self.fd(), &keys, &values, count).map_err(|(_, error)| {
-                match error.raw_os_error() {
-                    Some(libc::E2BIG) => {
-                        Error::Full { table: self.name, capacity: self.capacity, flag: self.flag }
-                    }
-                    _ => self.error("writing", error),
+            sys::update_batch(self.fd(), &keys, &values, count, BPF_ANY).map_err(|(_, error)| match error
+                .raw_os_error()
+            {
+                Some(libc::E2BIG) => {
+                    Error::Full { table: self.name, capacity: self.capacity, flag: self.flag }
                 }
+                _ => self.error("writing", error),
             })?;
+        }
+        Ok(())
+    }
+
+    /// Writes the entries whose keys are not there yet, as far as there is room.
+    fn add(&self, entries: &[(K, V)]) -> Result<(), Error> {
+        for (key, value) in entries {
+            match sys::update_batch(self.fd(), key.as_bytes(), value.as_bytes(), 1, BPF_NOEXIST) {
+                Ok(()) => {}
+                Err((_, error)) if error.raw_os_error() == Some(libc::EEXIST) => {}
+                Err((_, error)) => return Err(self.error("writing", error)),
+            }
         }
         Ok(())
     }
@@ -174,18 +188,45 @@ fn flag_of(name: &str) -> &'static str {
     }
 }
 
-/// The number of entries that each map gets, by the sizes that people set.
-pub(super) const fn sizes(capacity: &Capacity) -> [(&'static str, u32); 6] {
+/// What a map is to be like.
+pub(super) struct Shape {
+    pub(super) name: &'static str,
+    pub(super) entries: u32,
+    key: usize,
+    value: usize,
+}
+
+impl Shape {
+    const fn of<K, V>(name: &'static str, entries: u32) -> Self {
+        Self { name, entries, key: size_of::<K>(), value: size_of::<V>() }
+    }
+
+    /// Whether `map` is like this.
+    pub(super) fn is(&self, map: &MapData) -> Result<bool, Error> {
+        let info = map.info()?;
+        let sizes = (info.key_size() as usize, info.value_size() as usize);
+        Ok(sizes == (self.key, self.value) && info.max_entries() == self.entries)
+    }
+}
+
+/// The shapes of all maps, by the sizes that people set.
+pub(super) fn shapes(capacity: &Capacity) -> [Shape; 8] {
     [
-        (abi::FRONTENDS, capacity.frontends),
-        (abi::SLOTS, capacity.slots),
-        (abi::BACKENDS, capacity.slots),
-        (abi::FLOWS, capacity.flows.saturating_mul(2)),
-        // A led socket has an entry by its backend, and an unconnected one another by its Service.
-        (abi::PEERS, capacity.sockets),
-        (abi::NAMES, capacity.frontends),
+        Shape::of::<FrontendKey, Frontend>(abi::FRONTENDS, capacity.frontends),
+        Shape::of::<u32, BackendId>(abi::SLOTS, capacity.slots),
+        Shape::of::<BackendId, Backend>(abi::BACKENDS, capacity.slots),
+        Shape::of::<Tuple, Flow>(abi::FLOWS, capacity.flows.saturating_mul(2)),
+        Shape::of::<PeerKey, Peer>(abi::PEERS, capacity.sockets),
+        // A service port that takes over another one's frontends gets its name while that one's stands.
+        Shape::of::<ServiceId, ServiceName>(abi::NAMES, capacity.frontends.saturating_mul(2)),
+        Shape::of::<u32, u64>(abi::FILTER, FILTER_WORDS),
+        Shape::of::<u32, u64>(abi::COUNTERS, REASONS),
     ]
 }
+
+/// How many counters there are.
+#[expect(clippy::cast_possible_truncation, reason = "a few dozen")]
+const REASONS: u32 = Reason::ALL.len() as u32;
 
 /// All maps.
 pub(super) struct Tables {
@@ -221,36 +262,24 @@ impl Tables {
         }
     }
 
-    /// The names of the maps that `capacity` gives another size.
+    /// Checks that what is in the maps fits into maps of `capacity`.
     ///
     /// # Errors
-    /// [`Error::Shrink`] if what is in one of them would not fit. A flow or a peer that is lost is found
-    /// anew, so their maps always fit.
-    pub(super) fn resized(&self, capacity: &Capacity) -> Result<Vec<&'static str>, Error> {
-        let mut changed = Vec::new();
-        for (name, wanted) in sizes(capacity) {
-            let differs = match name {
-                abi::FRONTENDS => self.frontends.changes_size(wanted, <[_]>::len)?,
-                abi::NAMES => self.names.changes_size(wanted, <[_]>::len)?,
-                abi::SLOTS => {
-                    let snapshot = self.snapshot()?;
-                    let end =
-                        snapshot.frontends.iter().map(|(_, f)| f.base as usize + f.count as usize).max();
-                    self.slots.changes_size(wanted, |_| end.unwrap_or(0))?
-                }
-                abi::BACKENDS => self.backends.changes_size(wanted, |all| {
-                    let last =
-                        all.iter().filter(|(_, backend)| backend.generation != 0).map(|(id, _)| id.0).max();
-                    last.map_or(0, |id| id as usize + 1)
-                })?,
-                abi::FLOWS => self.flows.changes_size(wanted, |_| 0)?,
-                _ => self.peers.changes_size(wanted, |_| 0)?,
-            };
-            if differs {
-                changed.push(name);
-            }
+    /// [`Error::Shrink`] if it does not. A flow or a peer that is lost is found anew, so their maps always
+    /// fit.
+    pub(super) fn check_fit(&self, capacity: &Capacity) -> Result<(), Error> {
+        self.frontends.check_fit(capacity.frontends, <[_]>::len)?;
+        self.backends.check_fit(capacity.slots, |all| {
+            let given = all.iter().filter(|(_, backend)| backend.generation != 0);
+            given.map(|(id, _)| id.0 as usize + 1).max().unwrap_or(0)
+        })?;
+        if capacity.slots < self.slots.capacity() {
+            let frontends = self.frontends.entries()?;
+            let end =
+                frontends.iter().map(|(_, frontend)| frontend.base as usize + frontend.count as usize).max();
+            self.slots.check_fit(capacity.slots, |_| end.unwrap_or(0))?;
         }
-        Ok(changed)
+        Ok(())
     }
 
     /// Copies what `old` holds into the maps that have another size there.
@@ -261,6 +290,17 @@ impl Tables {
         self.flows.copy_from(&old.flows, |_| true)?;
         self.peers.copy_from(&old.peers, |_| true)?;
         self.names.copy_from(&old.names, |_| true)
+    }
+
+    /// Copies the flows and peers of `old` that the maps do not have.
+    pub(super) fn catch_up_with(&self, old: &Self) -> Result<(), Error> {
+        self.flows.add(&old.flows.entries()?)?;
+        self.peers.add(&old.peers.entries()?)
+    }
+
+    /// The flows.
+    pub(super) fn flows(&self) -> Result<Vec<(Tuple, Flow)>, Error> {
+        self.flows.entries()
     }
 
     pub(super) fn snapshot(&self) -> Result<Snapshot, Error> {
