@@ -172,12 +172,6 @@ impl State {
         self.0 & Self::HAIRPIN != 0
     }
 
-    /// Whether the backend has been heard of.
-    #[inline(always)]
-    pub const fn replied(self) -> bool {
-        self.0 & Self::REPLIED != 0
-    }
-
     /// Whether the connection is over: closed by both sides, or reset.
     #[inline(always)]
     pub const fn closed(self) -> bool {
@@ -218,7 +212,7 @@ impl State {
     /// 24 h, `..._close_wait` 1 h), with the kernel's defaults where kube-proxy sets none.
     #[inline(always)]
     pub const fn lifetime(self, protocol: Protocol) -> u32 {
-        let replied = self.replied();
+        let replied = self.0 & Self::REPLIED != 0;
         match protocol {
             Protocol::TCP if self.closed() => Time::seconds(10),
             Protocol::TCP if self.0 & (Self::CLIENT_FIN | Self::BACKEND_FIN) != 0 => Time::seconds(3600),

@@ -84,9 +84,9 @@ fn follow<F: Frame, T: Tables>(
         Direction::Reply => Reason::Reply,
         // The client uses the port of a connection that is over for a new one.
         Direction::Forward if packet.flags.opens() && flow.state.closed() => return None,
-        // A datagram need not go where the ones before it went, nor a SYN that nobody has answered: they go
-        // to somebody who is there.
-        Direction::Forward if movable(packet, flow) && !tables.serves(flow.backend) => return None,
+        // A datagram need not go where the ones before it went, nor a SYN: they go to somebody who is
+        // there.
+        Direction::Forward if movable(packet) && !tables.serves(flow.backend) => return None,
         Direction::Forward => Reason::Established,
     };
     let to = flow.to(protocol);
@@ -97,13 +97,10 @@ fn follow<F: Frame, T: Tables>(
     Some(translate(frame, packet, &to, state, reason))
 }
 
-/// Whether a packet of `flow` may as well go to another backend than the ones before it.
+/// Whether a packet may as well go to another backend than the ones of its flow before it.
 #[inline(always)]
-const fn movable(packet: &Packet, flow: &Flow) -> bool {
-    match packet.tuple.protocol() {
-        Protocol::UDP => true,
-        _ => packet.flags.opens() && !flow.state.replied(),
-    }
+const fn movable(packet: &Packet) -> bool {
+    matches!(packet.tuple.protocol(), Protocol::UDP) || packet.flags.opens()
 }
 
 /// Notes in both entries of a flow what a packet has changed, and writes the other one anew if the table

@@ -238,8 +238,7 @@ impl Model {
         if let Some(talk) = certain {
             let serving = self.tables.backend(talk.id).unwrap().serving();
             let over = protocol == Protocol::TCP && talk.closed() && flags & SYN != 0;
-            let unanswered = flags == SYN && !talk.replied;
-            let stays = protocol == Protocol::TCP && !unanswered || serving;
+            let stays = protocol == Protocol::TCP && flags != SYN || serving;
             if !over && stays {
                 prop_assert_eq!(verdict.reason(), Reason::Established);
             } else if exists && !self.services[service].3.is_empty() {
