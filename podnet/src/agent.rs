@@ -196,7 +196,10 @@ impl Agent {
         Ok(())
     }
 
-    fn ready(&self) {
+    fn ready(&mut self) {
+        if let Err(error) = self.dataplane.take_over() {
+            warn!(%error, "the take-over from an earlier agent is not complete");
+        }
         self.metrics.set_ready();
         let services = self.index.services().count();
         info!(services, interfaces = self.facing.count(), "podnet is ready");
