@@ -97,6 +97,18 @@ fn no_manifests() -> Result<()> {
     fails(&run_agent(&node, &settings)?, 1, &["nowhere"])
 }
 
+/// The shipped manifest's address of the API server has to be replaced.
+#[test]
+fn placeholder_of_the_api_server() -> Result<()> {
+    let Some((_lab, node, _)) = lab()? else { return Ok(()) };
+    let podnet = require::podnet().context("there is no podnet binary")?;
+    let mut command = node.place().command("timeout")?;
+    command.arg("20").arg(podnet).args(["agent", "--metrics-listen", "off"]);
+    command.env_remove("PODNET_KUBECONFIG").env("KUBERNETES_SERVICE_HOST", "192.0.2.1");
+    command.env("KUBERNETES_SERVICE_PORT", "6443");
+    fails(&command.output()?, 1, &["KUBERNETES_SERVICE_HOST", "192.0.2.1", "without a Service"])
+}
+
 /// Runs an agent that is expected to end by itself.
 fn run_agent(node: &Node, settings: &Settings) -> Result<Output> {
     let podnet = require::podnet().context("there is no podnet binary")?;

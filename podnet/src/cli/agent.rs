@@ -172,7 +172,7 @@ fn host_name() -> Result<String, Error> {
 
 fn start_log(format: LogFormat) {
     // The client logs every attempt that fails, where one line about an outage will do.
-    let usual = || EnvFilter::new("info,kube_client=off");
+    let usual = || EnvFilter::new("info,kube_client=off,kube_runtime=off");
     let filter = EnvFilter::try_from_env("PODNET_LOG").unwrap_or_else(|_| usual());
     let terminal = stderr().is_terminal();
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(stderr).with_ansi(terminal);

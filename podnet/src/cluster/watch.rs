@@ -2,6 +2,7 @@
 
 use std::error::Error as StdError;
 use std::fmt;
+use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::pin::pin;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -10,10 +11,12 @@ use std::time::Duration;
 use futures::StreamExt;
 use k8s_openapi::api::core::v1::Service;
 use k8s_openapi::api::discovery::v1::EndpointSlice;
+use kube::api::ListParams;
 use kube::config::{KubeConfigOptions, Kubeconfig};
+use kube::core::Status;
 use kube::runtime::utils::Backoff;
+use kube::runtime::watcher;
 use kube::runtime::watcher::DefaultBackoff;
-use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Api, Client, Config, Resource};
 use serde::de::DeserializeOwned;
 use thiserror::Error;
@@ -23,6 +26,7 @@ use tracing::{debug, error, info, warn};
 
 use super::object::{Kind, Parse};
 use super::{Closed, Event, Feed};
+use crate::error::chain;
 
 /// How often a lost API server is asked whether it is back, and how long it may take to answer.
 const PROBE: Duration = Duration::from_secs(2);
@@ -47,6 +51,16 @@ pub enum ConnectError {
         /// What was looked for.
         reason: String,
     },
+    /// The address of the API server is the one that stands for it in the shipped manifest.
+    #[error(
+        "the address of the API server, KUBERNETES_SERVICE_HOST, is still {address}, which is for \
+         documentation only: set it to an address or name at which this node reaches the API server \
+         without a Service, as `kubectl cluster-info` or the kubelet's kubeconfig tells"
+    )]
+    Placeholder {
+        /// The address.
+        address: Ipv4Addr,
+    },
     /// What the configuration says makes no client.
     #[error("no client for the API server at {url}: {reason}")]
     Client {
@@ -65,24 +79,42 @@ pub enum ConnectError {
 /// # Errors
 /// [`ConnectError`]. The API server itself is not asked: it may be away for now.
 pub async fn connect(kubeconfig: Option<&Path>) -> Result<Client, ConnectError> {
-    let config = match kubeconfig {
+    let config = config(kubeconfig).await?;
+    let url = config.cluster_url.to_string();
+    info!(url, "reading Services from the API server");
+    client(config).map_err(|error| ConnectError::Client { url, reason: chain(&error) })
+}
+
+fn client(mut config: Config) -> kube::Result<Client> {
+    // The client would try 15 times before it tells that a request was refused.
+    config.default_retry = false;
+    Client::try_from(config)
+}
+
+async fn config(kubeconfig: Option<&Path>) -> Result<Config, ConnectError> {
+    match kubeconfig {
         Some(path) => {
             let broken = |error: &dyn StdError| ConnectError::Kubeconfig {
                 path: path.to_owned(),
-                reason: causes(error),
+                reason: chain(error),
             };
             let kubeconfig = Kubeconfig::read_from(path).map_err(|error| broken(&error))?;
             let options = KubeConfigOptions::default();
-            Config::from_custom_kubeconfig(kubeconfig, &options).await.map_err(|error| broken(&error))?
+            Config::from_custom_kubeconfig(kubeconfig, &options).await.map_err(|error| broken(&error))
         }
-        None if std::env::var_os("KUBERNETES_SERVICE_HOST").is_some() => {
-            Config::incluster_env().map_err(|error| ConnectError::Nowhere { reason: causes(&error) })?
+        None if let Some(host) = std::env::var_os("KUBERNETES_SERVICE_HOST") => {
+            if let Some(address) = host.to_str().and_then(placeholder) {
+                return Err(ConnectError::Placeholder { address });
+            }
+            Config::incluster_env().map_err(|error| ConnectError::Nowhere { reason: chain(&error) })
         }
-        None => Config::infer().await.map_err(|error| ConnectError::Nowhere { reason: causes(&error) })?,
-    };
-    let url = config.cluster_url.to_string();
-    info!(url, "reading Services from the API server");
-    Client::try_from(config).map_err(|error| ConnectError::Client { url, reason: causes(&error) })
+        None => Config::infer().await.map_err(|error| ConnectError::Nowhere { reason: chain(&error) }),
+    }
+}
+
+/// The address if it is of 192.0.2.0/24, where nothing is (RFC 5737): deploy/podnet.yaml has one.
+fn placeholder(host: &str) -> Option<Ipv4Addr> {
+    host.parse().ok().filter(|address: &Ipv4Addr| address.octets()[..3] == [192, 0, 2])
 }
 
 /// Feeds what the API server says until nobody takes it any more.
@@ -112,16 +144,25 @@ async fn follow<K>(
 where
     K: Parse + Resource<DynamicType = ()> + Clone + DeserializeOwned + fmt::Debug + Send + 'static,
 {
-    let mut stream = pin!(watcher(Api::<K>::all(client.clone()), config).backoff(Eager::default()));
+    let mut stream = pin!(watcher(Api::<K>::all(client.clone()), config));
+    let mut pauses = Eager::default();
     while let Some(item) = stream.next().await {
         match item {
             Ok(event) => {
-                contact.works(K::KIND);
+                // A list that begins has not been answered yet, and one that goes on may still break off.
+                if !matches!(event, watcher::Event::Init | watcher::Event::InitApply(_)) {
+                    contact.works(K::KIND);
+                    pauses.reset();
+                }
                 if let Some(event) = translate(event) {
                     feed.send(event).await?;
                 }
             }
-            Err(error) => contact.fails(K::KIND, &error),
+            Err(error) => {
+                contact.fails(K::KIND, &error);
+                // Not `StreamBackoff`, which any event resets, the beginning of a list included.
+                sleep(pauses.next().unwrap_or(PROBE)).await;
+            }
         }
     }
     Ok(())
@@ -155,7 +196,7 @@ fn translate<K: Parse>(event: watcher::Event<K>) -> Option<Event> {
             Ok(Some(object)) => Some(Event::Apply(object)),
             Ok(None) => key.ok().map(|key| Event::Delete(K::KIND, key)),
             Err(invalid) => {
-                warn!(%invalid, "an object cannot be used; what was known of it stays");
+                warn!(%invalid, "an object cannot be used: what is known of it holds until all are listed anew");
                 None
             }
         }
@@ -199,13 +240,11 @@ impl Contact {
         let cause = match error {
             watcher::Error::InitialListFailed(cause) | watcher::Error::WatchStartFailed(cause) => cause,
             // A watch ends now and then; what matters is whether the next one begins.
-            other => return debug!(error = causes(other), "the watch of {} ended", kind.name()),
+            other => return debug!(error = chain(other), "the watch of {} ended", kind.name()),
         };
         match cause {
-            kube::Error::Api(status) if matches!(status.code, 401 | 403) => {
-                self.denied(kind, &status.message)
-            }
-            cause => self.lost(&causes(cause)),
+            kube::Error::Api(status) if is_denial(status) => self.denied(kind, &status.message),
+            cause => self.lost(&chain(cause)),
         }
     }
 
@@ -227,7 +266,10 @@ impl Contact {
         if !state.lost {
             state.lost = true;
             self.lost.notify_one();
-            warn!(reason, "the API server is out of reach: what is routed stays so, podnet keeps trying");
+            warn!(
+                reason,
+                "objects cannot be read from the API server: what is routed stays so, podnet keeps trying"
+            );
         }
     }
 
@@ -235,7 +277,7 @@ impl Contact {
         let mut state = self.state();
         if state.lost {
             state.lost = false;
-            info!("the API server is back");
+            info!("objects can be read from the API server again");
         }
     }
 
@@ -245,9 +287,7 @@ impl Contact {
             self.lost.notified().await;
             while self.state().lost {
                 sleep(PROBE).await;
-                // Any answer will do.
-                if let Ok(Ok(_) | Err(kube::Error::Api(_))) = timeout(PROBE, client.apiserver_version()).await
-                {
+                if answers::<Service>(client).await && answers::<EndpointSlice>(client).await {
                     self.returned();
                 }
             }
@@ -255,23 +295,31 @@ impl Contact {
     }
 }
 
-/// An error with all its causes, in one line.
-fn causes(error: &dyn StdError) -> String {
-    let mut text = error.to_string();
-    let mut next = error.source();
-    while let Some(cause) = next {
-        let cause_text = cause.to_string();
-        if !text.contains(&cause_text) {
-            text = format!("{text}: {cause_text}");
-        }
-        next = cause.source();
+/// Whether the API server can be asked for objects: it answers otherwise even when its store is away.
+async fn answers<K>(client: &Client) -> bool
+where
+    K: Resource<DynamicType = ()> + Clone + DeserializeOwned + fmt::Debug,
+{
+    match timeout(PROBE, Api::<K>::all(client.clone()).list(&ListParams::default().limit(1))).await {
+        Ok(Ok(_)) => true,
+        // Rights are another matter.
+        Ok(Err(kube::Error::Api(status))) => is_denial(&status),
+        Ok(Err(_)) | Err(_) => false,
     }
-    text
+}
+
+fn is_denial(status: &Status) -> bool {
+    matches!(status.code, 401 | 403)
 }
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
     use serde_json::json;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpListener;
 
     use super::*;
     use crate::cluster::object::Key;
@@ -306,12 +354,19 @@ mod tests {
         assert!(pauses[19] >= Duration::from_secs(5), "{pauses:?}");
     }
 
+    #[test]
+    fn the_placeholder_is_no_address() {
+        assert_eq!(placeholder("192.0.2.1"), Some(Ipv4Addr::new(192, 0, 2, 1)));
+        assert_eq!(placeholder("192.0.3.1"), None);
+        assert_eq!(placeholder("api.example.com"), None);
+    }
+
     fn refused() -> watcher::Error {
         watcher::Error::WatchStartFailed(kube::Error::ReadEvents(std::io::Error::other("refused")))
     }
 
     fn forbidden() -> watcher::Error {
-        let status = kube::core::Status::failure("services is forbidden", "Forbidden").with_code(403);
+        let status = Status::failure("services is forbidden", "Forbidden").with_code(403);
         watcher::Error::InitialListFailed(kube::Error::Api(Box::new(status)))
     }
 
@@ -335,5 +390,80 @@ mod tests {
         assert!(!contact.state().lost);
         contact.works(Kind::Service);
         assert_eq!(contact.state().denied, []);
+    }
+
+    /// Where the log of a test goes.
+    #[derive(Clone, Default)]
+    struct Log(Arc<Mutex<Vec<u8>>>);
+
+    impl std::io::Write for Log {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            self.0.lock().unwrap().extend_from_slice(bytes);
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+
+    /// Serves `status` to all requests; how many there have been so far.
+    async fn serve(listener: TcpListener, status: u16, requests: Arc<AtomicUsize>) {
+        let body = json!({"kind": "Status", "apiVersion": "v1", "status": "Failure", "message": "no",
+                          "reason": "Forbidden", "code": status});
+        let body = body.to_string();
+        let head = format!("HTTP/1.1 {status} No\r\nContent-Type: application/json\r\nConnection: close\r\n");
+        let answer = format!("{head}Content-Length: {}\r\n\r\n{body}", body.len());
+        while let Ok((mut stream, _)) = listener.accept().await {
+            let mut request = Vec::new();
+            while !request.ends_with(b"\r\n\r\n") && stream.read_buf(&mut request).await.unwrap() > 0 {}
+            requests.fetch_add(1, Ordering::Relaxed);
+            stream.write_all(answer.as_bytes()).await.unwrap();
+        }
+    }
+
+    /// What is logged in some seconds with an API server that answers with `status`, if at all.
+    async fn log_of_outage(status: Option<u16>) -> (Vec<String>, usize) {
+        let log = Log::default();
+        let writer = log.clone();
+        let subscriber = tracing_subscriber::fmt()
+            .with_env_filter("podnet=info")
+            .with_ansi(false)
+            .with_writer(move || writer.clone())
+            .finish();
+        let _guard = tracing::subscriber::set_default(subscriber);
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        let requests = Arc::new(AtomicUsize::new(0));
+        match status {
+            Some(status) => drop(tokio::spawn(serve(listener, status, requests.clone()))),
+            None => drop(listener),
+        }
+        let client = client(Config::new(url.parse().unwrap())).unwrap();
+        let (feed, mut events) = crate::cluster::feed();
+        tokio::spawn(async move { while events.recv().await.is_some() {} });
+        timeout(Duration::from_secs(3), run(client, feed)).await.unwrap_err();
+        let log = String::from_utf8(log.0.lock().unwrap().clone()).unwrap();
+        (log.lines().map(str::to_owned).collect(), requests.load(Ordering::Relaxed))
+    }
+
+    #[tokio::test]
+    async fn an_absent_api_server_is_told_of_once() {
+        let (log, _) = log_of_outage(None).await;
+        assert_eq!(log.len(), 1, "{log:#?}");
+    }
+
+    #[tokio::test]
+    async fn denied_rights_are_told_of_once_a_kind() {
+        let (log, requests) = log_of_outage(Some(403)).await;
+        assert_eq!(log.len(), 2, "{log:#?}");
+        assert!((4..=14).contains(&requests), "{requests} requests");
+    }
+
+    #[tokio::test]
+    async fn an_api_server_that_cannot_serve_is_told_of_once() {
+        let (log, requests) = log_of_outage(Some(503)).await;
+        assert_eq!(log.len(), 1, "{log:#?}");
+        assert!((4..=18).contains(&requests), "{requests} requests");
     }
 }
