@@ -5,6 +5,7 @@ use anyhow::{Result, bail};
 use crate::build::build_podnet;
 use crate::build_ebpf::build_ebpf;
 use crate::process::{cargo, command, is_root, run};
+use crate::setup::setup;
 use crate::workspace;
 
 /// Measure what podnet costs beside its peers, on this machine; see docs/benchmarks.md.
@@ -37,6 +38,7 @@ impl Bench {
         if !is_root() {
             bail!("the benchmarks make network namespaces and load eBPF programs: run them as root");
         }
+        setup(false)?;
         build_ebpf()?;
         let podnet = build_podnet(true, false)?;
         run(cargo().args(["build", "--release", "--package", "tests", "--bins"]))?;

@@ -5,6 +5,7 @@ use anyhow::{Result, bail};
 use crate::build::build_podnet;
 use crate::build_ebpf::build_ebpf;
 use crate::process::{cargo, command, is_root, run};
+use crate::setup::setup;
 use crate::workspace;
 
 /// See podnet at work: a small cluster of namespaces, four Services from YAML, real traffic.
@@ -22,6 +23,7 @@ impl Demo {
         if !is_root() {
             bail!("the demo makes network namespaces and loads eBPF programs: run it as root");
         }
+        setup(false)?;
         build_ebpf()?;
         let podnet = build_podnet(false, false)?;
         run(cargo().args(["build", "--package", "tests", "--bins"]))?;

@@ -12,6 +12,7 @@ use sha2::{Digest as _, Sha256};
 
 use crate::build::build_podnet;
 use crate::build_ebpf::build_ebpf;
+use crate::setup::setup;
 use crate::workspace;
 
 /// Build a container image of podnet, without a container engine.
@@ -31,6 +32,7 @@ pub(crate) struct Image {
 
 impl Image {
     pub(crate) fn run(self) -> Result<()> {
+        setup(false)?;
         build_ebpf()?;
         let binary = build_podnet(true, true)?;
         let binary = fs::read(&binary).with_context(|| format!("cannot read {}", binary.display()))?;
