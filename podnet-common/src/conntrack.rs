@@ -207,9 +207,12 @@ impl State {
         Self(self.0 | other.0 & Self::PROGRESS)
     }
 
-    /// How long the flow is kept without a packet, in units of [`Time`]. The values are those of the
-    /// kernel's own connection tracking as kube-proxy sets it (`nf_conntrack_tcp_timeout_established`
-    /// 24 h, `..._close_wait` 1 h), with the kernel's defaults where kube-proxy sets none.
+    /// How long the flow is kept without a packet, in units of [`Time`].
+    ///
+    /// An open or half-closed TCP connection is kept as long as kube-proxy has the kernel keep it
+    /// (`nf_conntrack_tcp_timeout_established` 24 h, `..._close_wait` 1 h), UDP as long as the kernel does
+    /// (`nf_conntrack_udp_timeout` 30 s, `..._stream` 120 s). One that was never answered or is over goes
+    /// sooner than the kernel's 120 s: its tuple is free for another then.
     #[inline(always)]
     pub const fn lifetime(self, protocol: Protocol) -> u32 {
         let replied = self.0 & Self::REPLIED != 0;
