@@ -39,7 +39,7 @@ fn full(flag: &str, size: u32, tables: &[&str], too_much: impl Fn(Service) -> Ve
     }
     // When there is less to serve, all of it is served again.
     let smaller = Service::new("other", 30).only(Family::V4);
-    manifests.apply_all("more.yaml", &[])?;
+    manifests.write("more.yaml", "---\n")?;
     manifests.apply(&smaller)?;
     agent.wait_for(&smaller)?;
     agent.wait_for(&service)

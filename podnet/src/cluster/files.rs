@@ -1,18 +1,19 @@
 //! A directory of manifests as a source of objects, for machines without an API server.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::ffi::OsString;
 use std::fs;
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::time::Duration;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
-use notify::event::{AccessKind, AccessMode};
+use notify::event::{AccessKind, AccessMode, ModifyKind};
 use notify::{EventKind, RecommendedWatcher, RecursiveMode, Watcher};
 use thiserror::Error;
 use tokio::sync::Notify;
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 use tracing::{error, info, warn};
 
 use super::object::{Key, Kind, Object};
@@ -20,6 +21,9 @@ use super::{Event, Feed, manifests};
 
 /// How long changes are gathered before files are read: an editor or a volume's update makes several.
 const SETTLE: Duration = Duration::from_millis(50);
+
+/// How long a file is waited for while somebody has it open and writes to it.
+const UNFINISHED: Duration = Duration::from_secs(10);
 
 /// A directory of manifests cannot be read or watched.
 #[derive(Debug, Error)]
@@ -47,7 +51,8 @@ impl Files {
         let watch = Watch::new(directory).map_err(failed("watching"))?;
         fs::read_dir(directory).map_err(failed("reading"))?;
         info!(directory = %directory.display(), "reading Services from manifests");
-        Ok(Self { manifests: Manifests::new(directory), watch })
+        let manifests = Manifests { writing: watch.writing.clone(), ..Manifests::new(directory) };
+        Ok(Self { manifests, watch })
     }
 
     /// Feeds what the files say until nobody takes it any more.
@@ -71,19 +76,21 @@ impl Files {
 /// Tells when something in a directory has changed.
 struct Watch {
     changes: Arc<Notify>,
+    writing: Writing,
     _watcher: RecommendedWatcher,
 }
 
 impl Watch {
     fn new(directory: &Path) -> io::Result<Self> {
-        let changes = Arc::new(Notify::new());
-        let seen = changes.clone();
+        let (changes, writing) = (Arc::new(Notify::new()), Writing::default());
+        let (seen, written) = (changes.clone(), writing.clone());
         let handler = move |event: notify::Result<notify::Event>| {
             // Reading a file is an event too, and none of a change.
             let change = |kind: &EventKind| match kind {
                 EventKind::Access(access) => *access == AccessKind::Close(AccessMode::Write),
                 _ => true,
             };
+            written.note(&event);
             // An error may hide any event.
             if event.map_or(true, |event| change(&event.kind)) {
                 seen.notify_one();
@@ -95,12 +102,64 @@ impl Watch {
         };
         let mut watcher = notify::recommended_watcher(handler).map_err(failed)?;
         watcher.watch(directory, RecursiveMode::NonRecursive).map_err(failed)?;
-        Ok(Self { changes, _watcher: watcher })
+        Ok(Self { changes, writing, _watcher: watcher })
     }
 
+    /// Waits until something has changed, or a file has been waited for long enough.
     async fn changed(&self) {
-        self.changes.notified().await;
+        let changed = self.changes.notified();
+        if self.writing.any() {
+            let _ = timeout(UNFINISHED, changed).await;
+        } else {
+            changed.await;
+        }
         sleep(SETTLE).await;
+    }
+}
+
+/// The files that are being written in place, by name, since when: what is in them is not complete.
+#[derive(Clone, Default)]
+struct Writing(Arc<Mutex<HashMap<OsString, Instant>>>);
+
+impl Writing {
+    fn files(&self) -> MutexGuard<'_, HashMap<OsString, Instant>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn note(&self, event: &notify::Result<notify::Event>) {
+        let mut files = self.files();
+        let Ok(event) = event.as_ref().map_err(|_| files.clear()) else { return };
+        if event.need_rescan() {
+            files.clear();
+        }
+        for name in event.paths.iter().filter_map(|path| path.file_name()) {
+            match event.kind {
+                EventKind::Modify(ModifyKind::Data(_)) => {
+                    files.entry(name.to_owned()).or_insert_with(Instant::now);
+                }
+                EventKind::Access(AccessKind::Close(AccessMode::Write))
+                | EventKind::Modify(ModifyKind::Name(_))
+                | EventKind::Remove(_) => {
+                    files.remove(name);
+                }
+                _ => {}
+            }
+        }
+    }
+
+    fn any(&self) -> bool {
+        !self.files().is_empty()
+    }
+
+    /// Whether a file is still to be waited for.
+    fn contains(&self, path: &Path) -> bool {
+        let mut files = self.files();
+        let Some(name) = path.file_name() else { return false };
+        let waiting = files.get(name).is_some_and(|since| since.elapsed() < UNFINISHED);
+        if !waiting {
+            files.remove(name);
+        }
+        waiting
     }
 }
 
@@ -111,6 +170,7 @@ type Id = (Kind, Key);
 /// An object that is in several files is what the first of them by name says.
 struct Manifests {
     directory: PathBuf,
+    writing: Writing,
     files: BTreeMap<PathBuf, File>,
     objects: HashMap<Id, BTreeMap<PathBuf, Object>>,
 }
@@ -140,11 +200,18 @@ impl Stamp {
 
 impl Manifests {
     fn new(directory: &Path) -> Self {
-        Self { directory: directory.to_owned(), files: BTreeMap::new(), objects: HashMap::new() }
+        Self {
+            directory: directory.to_owned(),
+            writing: Writing::default(),
+            files: BTreeMap::new(),
+            objects: HashMap::new(),
+        }
     }
 
     /// Reads the files that have changed; what that changes of the objects. What is wrong is logged, and
     /// what a broken file held before stays.
+    ///
+    /// What an empty file held stays too: one that is written anew in place is empty at first.
     fn scan(&mut self) -> Vec<Event> {
         let paths = match self.paths() {
             Ok(paths) => paths,
@@ -162,11 +229,16 @@ impl Manifests {
         for path in paths {
             let stamp = Stamp::of(&path).ok();
             let file = self.files.entry(path.clone()).or_default();
-            if stamp.is_some() && file.stamp == stamp {
+            if (stamp.is_some() && file.stamp == stamp) || self.writing.contains(&path) {
                 continue;
             }
             file.stamp = stamp;
             match fs::read_to_string(&path) {
+                Ok(text) if text.is_empty() && !file.ids.is_empty() => warn!(
+                    "{} is empty: what the file said before stays until it is complete; delete it to remove \
+                     its objects",
+                    path.display()
+                ),
                 Ok(text) => match manifests::parse(&text) {
                     Ok(objects) => self.replace(&path, objects, &mut events),
                     Err(broken) => {
@@ -235,6 +307,8 @@ impl Manifests {
 
 #[cfg(test)]
 mod tests {
+    use std::io::Write;
+
     use super::*;
     use crate::cluster::feed;
 
@@ -324,6 +398,51 @@ mod tests {
         drop(events);
         fs::remove_file(&path).unwrap();
         task.await.unwrap();
+    }
+
+    /// As a shell does it: `kubectl get services -o yaml >web.yaml`.
+    #[tokio::test]
+    async fn a_file_that_is_being_written_waits_for_its_end() {
+        let directory = tempfile::tempdir().unwrap();
+        let (feed, mut events) = feed();
+        let path = directory.path().join("a.yaml");
+        fs::write(&path, service("api", "10.96.0.1") + &service("web", "10.96.0.2")).unwrap();
+        tokio::spawn(Files::open(directory.path()).unwrap().run(feed));
+        for _ in 0..6 {
+            events.recv().await.unwrap();
+        }
+        let mut file = fs::File::create(&path).unwrap();
+        sleep(SETTLE * 4).await;
+        file.write_all(service("api", "10.96.0.3").as_bytes()).unwrap();
+        sleep(SETTLE * 4).await;
+        assert!(events.try_recv().is_err(), "it is not complete yet");
+        // The others do not wait.
+        fs::write(directory.path().join("b.yaml"), service("other", "10.96.0.4")).unwrap();
+        let (_, event) = events.recv().await.unwrap();
+        assert_eq!(summary(&[event]), ["default/other 10.96.0.4"]);
+        file.write_all(service("web", "10.96.0.2").as_bytes()).unwrap();
+        drop(file);
+        let (_, event) = events.recv().await.unwrap();
+        assert_eq!(summary(&[event]), ["default/api 10.96.0.3"]);
+        sleep(SETTLE * 4).await;
+        assert!(events.try_recv().is_err(), "all else is as it was");
+    }
+
+    #[test]
+    fn an_empty_file_is_unfinished_and_one_without_objects_is_not() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("a.yaml");
+        let mut manifests = Manifests::new(directory.path());
+        fs::write(&path, service("web", "10.96.0.1")).unwrap();
+        manifests.scan();
+        fs::write(&path, "").unwrap();
+        assert_eq!(manifests.scan(), []);
+        fs::write(&path, "# nothing\n---\n").unwrap();
+        assert_eq!(summary(&manifests.scan()), ["default/web gone"]);
+        fs::write(&path, "").unwrap();
+        assert_eq!(manifests.scan(), []);
+        fs::write(&path, service("web", "10.96.0.1")).unwrap();
+        assert_eq!(summary(&manifests.scan()), ["default/web 10.96.0.1"]);
     }
 
     #[test]
