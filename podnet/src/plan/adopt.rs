@@ -17,6 +17,10 @@ impl Ledger {
     ///
     /// An earlier agent may have been killed anywhere between two writes. What cannot be told whose it is
     /// (a name without a frontend, a backend of no service) is among the first changes, as removed.
+    ///
+    /// What is free needs no rest: packets that read what that agent freed last were through long before
+    /// this one had started and read the tables. An agent that reads them anew is quicker, and lets rest
+    /// what it knew as used ([`follow`](Self::follow)).
     pub fn adopt(capacity: &Capacity, snapshot: &Snapshot) -> Self {
         let places = 1..capacity.slots;
         let backends: HashMap<BackendId, Backend> =
@@ -37,6 +41,14 @@ impl Ledger {
             let current = ranges.next();
             let on_the_way: Vec<Range> = ranges.collect();
             on_the_way.into_iter().for_each(|range| ledger.slots.retire(range));
+            if let Some(range) = current {
+                // There may be no room for what is desired, and then all of them stay on this one.
+                for (key, frontend) in frontends.iter().filter(|(_, frontend)| self::range(frontend) != range)
+                {
+                    let Range { base, count } = range;
+                    ledger.frontends.set(*key, Frontend { base, count, ..*frontend });
+                }
+            }
             let port = remains.port(id, current.unwrap_or_default());
             let service = remains.names.get(&id).map(|name| name.service.clone());
             match (service, port) {

@@ -256,6 +256,20 @@ impl Ledger {
         self.services.keys()
     }
 
+    /// The services that wait for a frontend which another one has.
+    pub(super) fn waiting(&self) -> impl Iterator<Item = &Key> {
+        self.waits.keys()
+    }
+
+    /// Remembers what the tables do not tell and the ledger `before` of the same tables knew: who waits for
+    /// whom, and what was in use.
+    pub(super) fn follow(&mut self, before: Self) {
+        self.waiters = before.waiters;
+        self.waits = before.waits;
+        self.slots.follow(&before.slots);
+        self.places.follow(&before.places);
+    }
+
     /// How full the tables are.
     pub fn usage(&self) -> [Usage; 3] {
         let (frontends, slots, places) = (&self.frontends, &self.slots, &self.places);

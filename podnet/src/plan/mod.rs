@@ -75,6 +75,14 @@ impl Planner {
         Self { ledger: Ledger::adopt(capacity, snapshot), waiting: BTreeMap::new() }
     }
 
+    /// Takes over tables that hold `snapshot` and not what was planned. What has been told of before is not
+    /// told again, and what may be on its way to be read rests as usual. [`reconcile`](Self::reconcile) is to
+    /// follow.
+    pub fn adopt_again(&mut self, capacity: &Capacity, snapshot: &Snapshot) {
+        let before = std::mem::replace(&mut self.ledger, Ledger::adopt(capacity, snapshot));
+        self.ledger.follow(before);
+    }
+
     /// Plans for the services in `dirty` and those they affect, whose ports `model` knows.
     ///
     /// The changes are to be carried out before the next call.
@@ -134,7 +142,8 @@ impl Planner {
         desired: impl IntoIterator<Item = Key>,
         model: impl Fn(&Key) -> Vec<ServicePort>,
     ) -> Plan {
-        let all = desired.into_iter().chain(self.ledger.services().cloned()).collect();
+        let known = self.ledger.services().chain(self.ledger.waiting()).chain(self.waiting.keys());
+        let all = known.cloned().chain(desired).collect();
         self.plan(now, all, model)
     }
 

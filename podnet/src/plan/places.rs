@@ -1,6 +1,6 @@
 //! The backend table: which places are given out, and how often each has been.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::time::Instant;
 
 use podnet_common::service::{Backend, BackendId};
@@ -35,6 +35,18 @@ impl Places {
             }
         }
         places
+    }
+
+    /// Lets those places rest that are free here and were not in `before`, the same table's past.
+    pub(super) fn follow(&mut self, before: &Self) {
+        let were_free: HashSet<BackendId> = before.free.iter().copied().collect();
+        let known = before.generations.len();
+        let (free, rest) = std::mem::take(&mut self.free)
+            .into_iter()
+            .partition(|id| were_free.contains(id) || id.0 as usize >= known);
+        self.free = free;
+        let rest: VecDeque<BackendId> = rest;
+        rest.into_iter().for_each(|id| self.quarantine.put(id));
     }
 
     /// The places there are.
@@ -110,6 +122,22 @@ mod tests {
         assert!(places.advance(start + REST));
         assert_eq!(places.take(), Some((BackendId(2), 2)), "the one freed first comes first");
         assert_eq!(places.take(), Some((BackendId(1), 2)));
+    }
+
+    #[test]
+    fn places_that_are_found_free_rest() {
+        let start = Instant::now();
+        let mut before = Places::adopt(4, &HashMap::new());
+        before.take();
+        before.take();
+        let backends = [(BackendId(1), backend(1)), (BackendId(2), backend(1).gone())];
+        let mut places = Places::adopt(4, &backends.into_iter().collect());
+        places.follow(&before);
+        places.advance(start);
+        assert_eq!(places.take(), Some((BackendId(3), 1)));
+        assert_eq!(places.take(), None);
+        places.advance(start + REST);
+        assert_eq!(places.take(), Some((BackendId(2), 2)));
     }
 
     #[test]

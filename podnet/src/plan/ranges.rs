@@ -78,6 +78,25 @@ impl Ranges {
         self.insert(base, count);
     }
 
+    /// What is free here and is not in `other`.
+    pub(super) fn beyond(&self, other: &Self) -> Vec<Range> {
+        let mut beyond = Vec::new();
+        for (&base, &count) in &self.by_base {
+            let (mut next, end) = (base, base + count);
+            let first = other.by_base.range(..=base).next_back();
+            for (&free, &length) in first.into_iter().chain(other.by_base.range(base + 1..end)) {
+                if free > next {
+                    beyond.push(Range { base: next, count: free - next });
+                }
+                next = next.max((free + length).min(end));
+            }
+            if end > next {
+                beyond.push(Range { base: next, count: end - next });
+            }
+        }
+        beyond
+    }
+
     fn insert(&mut self, base: u32, count: u32) {
         if count > 0 {
             self.by_base.insert(base, count);
@@ -98,6 +117,23 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+
+    #[test]
+    fn what_has_come_free_is_told_apart() {
+        let taken = |list: &[(u32, u32)]| {
+            let mut ranges = Ranges::new(20);
+            assert!(list.iter().all(|&(base, count)| ranges.reserve(Range { base, count })));
+            ranges
+        };
+        let before = taken(&[(0, 1), (3, 4), (10, 2), (19, 1)]);
+        let now = taken(&[(0, 1), (4, 2), (14, 2)]);
+        let beyond: Vec<_> = now.beyond(&before).iter().map(|range| (range.base, range.count)).collect();
+        assert_eq!(beyond, [(3, 1), (6, 1), (10, 2), (19, 1)]);
+        assert_eq!(before.beyond(&before), []);
+        let all = taken(&[(0, 20)]);
+        assert_eq!(all.beyond(&before), []);
+        assert_eq!(taken(&[]).beyond(&all), [Range { base: 0, count: 20 }]);
+    }
 
     #[test]
     fn the_smallest_range_that_fits_is_taken() {

@@ -150,6 +150,15 @@ impl World {
 
     fn restart(&mut self) -> Plan {
         self.planner = Planner::adopt(&self.capacity, &self.tables.snapshot());
+        self.reconcile()
+    }
+
+    fn adopt_again(&mut self) -> Plan {
+        self.planner.adopt_again(&self.capacity, &self.tables.snapshot());
+        self.reconcile()
+    }
+
+    fn reconcile(&mut self) -> Plan {
         let desired = &self.desired;
         self.planner
             .reconcile(self.now, desired.keys().cloned(), |key| desired.get(key).cloned().unwrap_or_default())
@@ -276,6 +285,8 @@ enum Step {
     Change(Vec<(u8, Vec<ServicePort>)>, u64),
     /// The agent is killed after so many writes, and starts again.
     Kill(Vec<(u8, Vec<ServicePort>)>, prop::sample::Index),
+    /// The kernel refuses to go on after so many writes, and then takes them.
+    Refuse(Vec<(u8, Vec<ServicePort>)>, prop::sample::Index),
 }
 
 fn steps() -> impl Strategy<Value = Vec<Step>> {
@@ -283,6 +294,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
     let step = prop_oneof![
         3 => (batch(), 0_u64..3000).prop_map(|(batch, wait)| Step::Change(batch, wait)),
         1 => (batch(), any::<prop::sample::Index>()).prop_map(|(batch, limit)| Step::Kill(batch, limit)),
+        1 => (batch(), any::<prop::sample::Index>()).prop_map(|(batch, limit)| Step::Refuse(batch, limit)),
     ];
     prop::collection::vec(step, 1..12)
 }
@@ -316,6 +328,15 @@ fn run(world: &mut World, step: Step) {
             // An agent takes longer to start than packets are under way.
             world.now += REST;
             let plan = world.restart();
+            world.carry_out(plan.changes, usize::MAX);
+        }
+        Step::Refuse(batch, limit) => {
+            let dirty = desire(world, batch);
+            let plan = world.plan(&dirty);
+            let limit = limit.index(writes(plan.changes.clone()).len() + 1);
+            world.carry_out(plan.changes, limit);
+            // At once: packets may still be under way.
+            let plan = world.adopt_again();
             world.carry_out(plan.changes, usize::MAX);
         }
     }
@@ -456,6 +477,24 @@ fn a_full_table_names_itself_and_takes_the_service_when_there_is_room() {
     assert_eq!(plan.fit, [Key::new("ns", "b")]);
     world.carry_out(plan.changes, usize::MAX);
     assert_eq!(world.actual(), world.expected());
+}
+
+#[test]
+fn what_was_told_is_not_told_again_when_the_tables_are_read_again() {
+    let mut world = World::new(1, 100);
+    set(&mut world, "a", service(100, &[1], None));
+    assert_eq!(set(&mut world, "b", service(101, &[1], None)).full.len(), 1);
+    assert_eq!(set(&mut world, "c", service(100, &[1], Some(1))).conflicts.len(), 1);
+    let plan = world.adopt_again();
+    assert_eq!((plan.full, plan.conflicts, plan.fit), Default::default());
+    assert!(plan.changes.is_empty() && world.planner.is_waiting());
+
+    // What waits and is deleted meanwhile is forgotten.
+    world.desired.remove(&Key::new("ns", "b"));
+    world.desired.remove(&Key::new("ns", "c"));
+    world.adopt_again();
+    assert!(!world.planner.is_waiting());
+    world.drain();
 }
 
 #[test]

@@ -61,6 +61,16 @@ impl Slots {
         }
     }
 
+    /// Lets those slots rest that are free here and were not in `before`, the same table's past: packets may
+    /// still be reading them.
+    pub(super) fn follow(&mut self, before: &Self) {
+        for range in self.ranges.beyond(&before.ranges) {
+            if self.ranges.reserve(range) {
+                self.quarantine.put(range);
+            }
+        }
+    }
+
     /// Moves time on; whether that made room.
     pub(super) fn advance(&mut self, now: Instant) -> bool {
         let rested = self.quarantine.advance(now);
