@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::task::JoinHandle;
 use tokio::time::{MissedTickBehavior, interval};
 use tracing::{debug, error, info, warn};
 
@@ -81,7 +82,8 @@ pub async fn run(settings: Settings) -> Result<(), Error> {
         tokio::select! {
             _ = terminated.recv() => break,
             _ = interrupted.recv() => break,
-            Some((read, event)) = events.recv() => {
+            received = events.recv() => {
+                let Some((read, event)) = received else { return Err(ended(source).await) };
                 let mut batch = vec![read];
                 agent.handle(event);
                 while batch.len() < BATCH && let Ok((read, event)) = events.try_recv() {
@@ -89,7 +91,7 @@ pub async fn run(settings: Settings) -> Result<(), Error> {
                     agent.handle(event);
                 }
                 if agent.is_ready() {
-                    agent.sync(&batch);
+                    agent.sync_unless_astray(&batch);
                 } else if agent.index.synced() {
                     agent.start(&batch)?;
                     agent.links(interfaces.next().await);
@@ -99,13 +101,22 @@ pub async fn run(settings: Settings) -> Result<(), Error> {
                     }
                 }
             }
-            _ = retry.tick(), if agent.is_ready() && agent.is_behind() => agent.sync(&[]),
+            _ = retry.tick(), if agent.is_ready() && agent.is_behind() => agent.retry(),
             news = interfaces.next(), if agent.is_ready() => agent.links(news),
         }
     }
     source.abort();
     info!("podnet ends; what is in the kernel goes on working");
     Ok(())
+}
+
+/// Why a source gives no more events.
+async fn ended(source: JoinHandle<()>) -> Error {
+    let reason = match source.await {
+        Ok(()) => "their source has ended".to_owned(),
+        Err(error) => error.to_string(),
+    };
+    Error::Source { reason }
 }
 
 /// A source that is there to be read.
@@ -137,8 +148,8 @@ struct Agent {
     facing: Facing,
     metrics: Arc<Metrics>,
     capacity: crate::changes::Capacity,
-    /// Whether changes were lost on the way to the kernel, so that its tables have to be read again.
-    astray: bool,
+    /// Why changes were lost on the way to the kernel, if they were: its tables have to be read again.
+    astray: Option<String>,
 }
 
 impl Agent {
@@ -152,7 +163,7 @@ impl Agent {
         let capacity = settings.kernel.capacity;
         let planner = Planner::adopt(&capacity, &dataplane.snapshot()?);
         let facing = Facing::new(settings.pod_interfaces.clone(), dataplane.attached_interfaces()?);
-        Ok(Self { index: Index::default(), planner, dataplane, facing, metrics, capacity, astray: false })
+        Ok(Self { index: Index::default(), planner, dataplane, facing, metrics, capacity, astray: None })
     }
 
     fn is_ready(&self) -> bool {
@@ -161,7 +172,7 @@ impl Agent {
 
     /// Whether there is something to be tried again.
     fn is_behind(&self) -> bool {
-        self.astray || self.planner.is_waiting()
+        self.astray.is_some() || self.planner.is_waiting() || self.facing.is_behind()
     }
 
     fn handle(&mut self, event: Event) {
@@ -205,27 +216,50 @@ impl Agent {
         info!(services, interfaces = self.facing.count(), "podnet is ready");
     }
 
+    /// Carries out what has changed, unless all is to be read and carried out anew: that costs more than
+    /// events may, and is left to [`retry`](Self::retry).
+    fn sync_unless_astray(&mut self, batch: &[Instant]) {
+        if self.astray.is_none() {
+            self.sync(batch);
+        }
+    }
+
+    /// Tries again what has failed or found no room.
+    fn retry(&mut self) {
+        self.sync(&[]);
+        let again = self.facing.again();
+        self.act(again);
+    }
+
     /// Carries out what has changed; what fails is tried again later.
     fn sync(&mut self, batch: &[Instant]) {
-        let dirty = self.index.take_dirty();
-        let plan = if self.astray {
-            match self.dataplane.snapshot() {
-                Ok(snapshot) => self.planner = Planner::adopt(&self.capacity, &snapshot),
-                Err(error) => return error!(%error, "the tables cannot be read; podnet tries again"),
+        let done = self.next_plan().and_then(|plan| self.carry_out(plan, batch));
+        match done {
+            Ok(()) => {
+                if self.astray.take().is_some() {
+                    info!("changes are carried out again");
+                }
             }
-            self.reconcile()
-        } else {
-            let index = &self.index;
-            self.planner.plan(Instant::now(), dirty, |key| service_ports(index, key))
-        };
-        match self.carry_out(plan, batch) {
-            Ok(()) => self.astray = false,
             Err(error) => {
-                self.astray = true;
                 self.metrics.failures.inc();
-                error!(%error, "changes could not be carried out; podnet tries again");
+                let reason = error.to_string();
+                if self.astray.as_ref() != Some(&reason) {
+                    error!(%error, "changes could not be carried out; podnet tries again");
+                }
+                self.astray = Some(reason);
             }
         }
+    }
+
+    fn next_plan(&mut self) -> Result<Plan, kernel::Error> {
+        if self.astray.is_some() {
+            self.planner.adopt_again(&self.capacity, &self.dataplane.snapshot()?);
+            self.index.take_dirty();
+            return Ok(self.reconcile());
+        }
+        let dirty = self.index.take_dirty();
+        let index = &self.index;
+        Ok(self.planner.plan(Instant::now(), dirty, |key| service_ports(index, key)))
     }
 
     fn reconcile(&mut self) -> Plan {
@@ -259,13 +293,27 @@ impl Agent {
     }
 
     fn links(&mut self, news: News) {
-        for action in self.facing.handle(news) {
+        let actions = self.facing.handle(news);
+        self.act(actions);
+    }
+
+    fn act(&mut self, actions: Vec<Action>) {
+        for action in actions {
             match action {
                 Action::Attach(link) => match self.dataplane.attach_interface(link.index, &link.name) {
-                    Ok(()) => debug!(interface = link.name, "attached"),
+                    Ok(()) => {
+                        self.facing.attached(link.index);
+                        debug!(interface = link.name, "attached");
+                    }
                     Err(error) => {
-                        self.facing.failed(link.index);
-                        warn!(%error, interface = link.name, "an interface that faces a pod is not served");
+                        let interface = link.name.clone();
+                        if self.facing.failed(link) {
+                            warn!(
+                                %error,
+                                interface,
+                                "an interface that faces a pod is not served; podnet tries again"
+                            );
+                        }
                     }
                 },
                 Action::Detach(index) => {
@@ -299,5 +347,22 @@ fn tell(plan: &Plan) {
     }
     if !plan.fit.is_empty() {
         info!(services = plan.fit.len(), "Services that had found no room have it now");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn the_end_of_the_source_is_an_error_that_tells_how() {
+        let (feed, mut events) = feed();
+        let source = tokio::spawn(async move {
+            let _feed = feed;
+            panic!("no such index");
+        });
+        assert!(events.recv().await.is_none());
+        let error = ended(source).await.to_string();
+        assert!(error.contains("no such index") && error.contains("report"), "{error}");
     }
 }

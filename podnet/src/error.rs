@@ -30,6 +30,15 @@ pub enum Error {
         /// Why.
         source: io::Error,
     },
+    /// What reads Services has ended, which it never should.
+    #[error(
+        "Services are read no more: {reason}: this is an error in podnet, please report it; what is in the \
+         kernel goes on working, start the agent again to go on"
+    )]
+    Source {
+        /// How it ended.
+        reason: String,
+    },
     /// A resource of the system that podnet cannot do without.
     #[error("{what}: {source}")]
     System {

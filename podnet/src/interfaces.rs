@@ -14,7 +14,7 @@ use rtnetlink::packet_route::RouteNetlinkMessage;
 use rtnetlink::packet_route::link::{LinkAttribute, LinkLayerType, LinkMessage};
 use rtnetlink::sys::SocketAddr;
 use rtnetlink::{Handle, MulticastGroup, new_multicast_connection};
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep_until};
 use tracing::warn;
 
 /// How long to wait before netlink is tried again.
@@ -89,13 +89,24 @@ pub enum Action {
 #[derive(Debug)]
 pub struct Facing {
     patterns: Patterns,
-    attached: BTreeMap<u32, Option<String>>,
+    links: BTreeMap<u32, Attachment>,
+}
+
+/// How far an interface that faces a pod is.
+#[derive(Debug)]
+enum Attachment {
+    /// An earlier agent has left it attached.
+    Left,
+    /// It is attached.
+    Done,
+    /// It could not be attached.
+    Failed(Link),
 }
 
 impl Facing {
     /// Interfaces by `patterns`; `attached` are those that an earlier agent has left attached.
     pub fn new(patterns: Patterns, attached: impl IntoIterator<Item = u32>) -> Self {
-        Self { patterns, attached: attached.into_iter().map(|index| (index, None)).collect() }
+        Self { patterns, links: attached.into_iter().map(|index| (index, Attachment::Left)).collect() }
     }
 
     /// What is to be done about some news.
@@ -103,7 +114,7 @@ impl Facing {
         match news {
             News::All(links) => {
                 let gone: Vec<u32> = self
-                    .attached
+                    .links
                     .keys()
                     .filter(|index| links.iter().all(|link| link.index != **index))
                     .copied()
@@ -116,27 +127,57 @@ impl Facing {
         }
     }
 
-    /// Notes that an action has failed: it is due again with the interface's next change.
-    pub fn failed(&mut self, index: u32) {
-        self.attached.remove(&index);
+    /// Notes that an interface could not be attached to; whether that is new. It is due again with its next
+    /// change, or [`again`](Self::again).
+    pub fn failed(&mut self, link: Link) -> bool {
+        let before = self.links.insert(link.index, Attachment::Failed(link));
+        !matches!(before, Some(Attachment::Failed(_)))
     }
 
-    /// How many interfaces face pods.
+    /// Notes that an interface is attached to.
+    pub fn attached(&mut self, index: u32) {
+        self.links.insert(index, Attachment::Done);
+    }
+
+    /// Whether some interfaces could not be attached to.
+    pub fn is_behind(&self) -> bool {
+        self.failures().next().is_some()
+    }
+
+    /// What has failed and is to be tried again.
+    pub fn again(&self) -> Vec<Action> {
+        self.failures().cloned().map(Action::Attach).collect()
+    }
+
+    /// How many interfaces that face pods are attached to.
     pub fn count(&self) -> usize {
-        self.attached.len()
+        self.links.len() - self.failures().count()
+    }
+
+    fn failures(&self) -> impl Iterator<Item = &Link> {
+        self.links.values().filter_map(|attachment| match attachment {
+            Attachment::Failed(link) => Some(link),
+            Attachment::Left | Attachment::Done => None,
+        })
     }
 
     fn changed(&mut self, link: Link) -> Option<Action> {
         if !link.ethernet || !self.patterns.matches(&link.name) {
             return self.gone(link.index);
         }
-        let name = Some(link.name.clone());
-        let attached = self.attached.insert(link.index, name).is_some_and(|before| before.is_some());
-        (!attached).then_some(Action::Attach(link))
+        match self.links.get_mut(&link.index) {
+            Some(Attachment::Done) => return None,
+            // Its name may have changed.
+            Some(Attachment::Failed(failed)) => *failed = link.clone(),
+            Some(Attachment::Left) | None => {
+                self.links.insert(link.index, Attachment::Done);
+            }
+        }
+        Some(Action::Attach(link))
     }
 
     fn gone(&mut self, index: u32) -> Option<Action> {
-        self.attached.remove(&index).map(|_| Action::Detach(index))
+        self.links.remove(&index).map(|_| Action::Detach(index))
     }
 }
 
@@ -148,6 +189,8 @@ pub struct Interfaces {
     messages: Messages,
     /// Whether news may have been missed, so that all has to be listed.
     stale: bool,
+    /// When another socket is to be opened, for this one does not work.
+    retry_at: Option<Instant>,
 }
 
 impl Interfaces {
@@ -158,13 +201,26 @@ impl Interfaces {
     pub fn open() -> io::Result<Self> {
         let (connection, handle, messages) = new_multicast_connection(&[MulticastGroup::Link])?;
         tokio::spawn(connection);
-        Ok(Self { handle, messages, stale: true })
+        Ok(Self { handle, messages, stale: true, retry_at: None })
     }
 
     /// The next news: all interfaces first, and again whenever some may have been missed. A call that is
     /// given up loses nothing.
     pub async fn next(&mut self) -> News {
         loop {
+            // The moment stays when the call is given up, else one that never waits for long would never
+            // get there.
+            if let Some(moment) = self.retry_at {
+                sleep_until(moment).await;
+                match Self::open() {
+                    Ok(again) => *self = again,
+                    Err(error) => {
+                        warn!(%error, "netlink cannot be listened to; podnet tries again");
+                        self.retry_at = Some(Instant::now() + PAUSE);
+                        continue;
+                    }
+                }
+            }
             if self.stale {
                 match self.list().await {
                     Ok(links) => {
@@ -173,7 +229,7 @@ impl Interfaces {
                     }
                     Err(error) => {
                         warn!(%error, "the interfaces cannot be listed; podnet tries again");
-                        sleep(PAUSE).await;
+                        self.retry_at = Some(Instant::now() + PAUSE);
                         continue;
                     }
                 }
@@ -190,12 +246,8 @@ impl Interfaces {
                 Some(NetlinkPayload::Overrun(_)) => self.stale = true,
                 Some(_) => {}
                 None => {
-                    self.stale = true;
-                    sleep(PAUSE).await;
-                    match Self::open() {
-                        Ok(again) => *self = again,
-                        Err(error) => warn!(%error, "netlink cannot be listened to; podnet tries again"),
-                    }
+                    warn!("netlink tells nothing any more; podnet opens another socket");
+                    self.retry_at = Some(Instant::now() + PAUSE);
                 }
             }
         }
@@ -218,6 +270,8 @@ fn link(message: &LinkMessage) -> Option<Link> {
 
 #[cfg(test)]
 mod tests {
+    use tokio::time::timeout;
+
     use super::*;
 
     fn link(index: u32, name: &str) -> Link {
@@ -253,9 +307,63 @@ mod tests {
         assert_eq!(facing.handle(news.clone()), [], "its state has changed, up or down");
         assert_eq!(facing.handle(News::Gone(3)), [Action::Detach(3)]);
         assert_eq!(facing.handle(News::Gone(4)), []);
-        facing.handle(news.clone());
-        facing.failed(3);
-        assert_eq!(facing.handle(news).len(), 1);
+    }
+
+    #[test]
+    fn what_fails_is_tried_again_and_told_of_once() {
+        let mut facing = facing(&[]);
+        let attach = [Action::Attach(link(3, "veth3"))];
+        assert_eq!(facing.handle(News::Changed(link(3, "veth3"))), attach);
+        assert!(facing.failed(link(3, "veth3")));
+        assert_eq!((facing.count(), facing.is_behind()), (0, true));
+        assert_eq!(facing.again(), attach);
+        assert!(!facing.failed(link(3, "veth3")));
+        assert_eq!(facing.handle(News::Changed(link(3, "veth3"))), attach, "it may work now");
+        assert_eq!(facing.again(), attach, "nobody has said yet that it does");
+        facing.attached(3);
+        assert_eq!((facing.count(), facing.is_behind(), facing.again().len()), (1, false, 0));
+        assert!(facing.failed(link(3, "veth3")), "that is another failure");
+    }
+
+    #[test]
+    fn what_has_failed_and_is_gone_is_forgotten() {
+        let mut facing = facing(&[]);
+        for (index, gone) in
+            [(3, News::Gone(3)), (4, News::Changed(link(4, "eth4"))), (5, News::All(Vec::new()))]
+        {
+            let name = format!("veth{index}");
+            facing.handle(News::Changed(link(index, &name)));
+            facing.failed(link(index, &name));
+            // Half of it may be attached.
+            assert_eq!(facing.handle(gone), [Action::Detach(index)]);
+            assert!(!facing.is_behind());
+        }
+    }
+
+    /// A netlink socket that nobody serves.
+    fn dead() -> Interfaces {
+        let (connection, handle, messages) = new_multicast_connection(&[MulticastGroup::Link]).unwrap();
+        drop(connection);
+        Interfaces { handle, messages, stale: true, retry_at: None }
+    }
+
+    #[tokio::test]
+    async fn a_dead_socket_is_replaced() {
+        let mut interfaces = dead();
+        let news = timeout(PAUSE * 5, interfaces.next()).await.unwrap();
+        assert!(matches!(&news, News::All(links) if links.iter().any(|link| link.name == "lo")), "{news:?}");
+    }
+
+    #[tokio::test]
+    async fn a_dead_socket_is_replaced_even_if_nobody_waits_for_long() {
+        let mut interfaces = dead();
+        interfaces.stale = false;
+        for _ in 0..100 {
+            if let Ok(news) = timeout(PAUSE / 20, interfaces.next()).await {
+                return assert!(matches!(news, News::All(_)), "{news:?}");
+            }
+        }
+        panic!("no news");
     }
 
     #[test]
