@@ -53,7 +53,7 @@ pub trait Tables: Services {
     /// Whether the filter has a member at `place`; if not, there is none.
     #[inline(always)]
     fn may_hold(&self, place: Place) -> bool {
-        self.filter_word(place.index) & place.mask != 0
+        self.filter_word(place.index) & place.mask == place.mask
     }
 
     /// Writes an entry.

@@ -47,7 +47,7 @@ impl Filter {
         let mut changed = BTreeMap::new();
         for place in places {
             let word = self.words[place.index as usize];
-            if word & place.mask == 0 {
+            if word & place.mask != place.mask {
                 *changed.entry(place.index).or_insert(word) |= place.mask;
             }
         }
