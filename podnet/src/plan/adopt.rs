@@ -20,7 +20,7 @@ impl Ledger {
     ///
     /// What is free needs no rest: packets that read what that agent freed last were through long before
     /// this one had started and read the tables. An agent that reads them anew is quicker, and lets rest
-    /// what it knew as used ([`follow`](Self::follow)).
+    /// what it knew as used (`follow`).
     pub fn adopt(capacity: &Capacity, snapshot: &Snapshot) -> Self {
         let places = 1..capacity.slots;
         let backends: HashMap<BackendId, Backend> =
