@@ -42,17 +42,17 @@ impl Node {
         lab.plug_in(&place.netns)?;
         let mut lines = format!(
             "addr add 172.18.0.{index}/24 dev eth0\n\
-             addr add fd00:172:18::{index}/64 dev eth0 nodad\n\
+             addr add fd00:172:18::{index:x}/64 dev eth0 nodad\n\
              link add cni0 type bridge\n\
              link set cni0 up\n\
              addr add 10.244.{index}.1/25 dev cni0\n\
-             addr add fd00:10:244:{index}::1/80 dev cni0 nodad\n"
+             addr add fd00:10:244:{index:x}::1/80 dev cni0 nodad\n"
         );
         // Routes to the pods of nodes that may be added later do no harm.
         for other in (1..=4).filter(|other| *other != index) {
             lines.push_str(&format!(
                 "route add 10.244.{other}.0/24 via 172.18.0.{other}\n\
-                 route add fd00:10:244:{other}::/64 via fd00:172:18::{other}\n"
+                 route add fd00:10:244:{other:x}::/64 via fd00:172:18::{other:x}\n"
             ));
         }
         place.netns.batch(&lines)?;

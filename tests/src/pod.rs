@@ -70,7 +70,7 @@ impl Pod {
                      addr add {v4}/25 dev eth0\n\
                      addr add {v6}/80 dev eth0 nodad\n\
                      route add default via 10.244.{index}.1\n\
-                     route add default via fd00:10:244:{index}::1"
+                     route add default via fd00:10:244:{index:x}::1"
                 ))
             }
             PodKind::Ptp => {
