@@ -67,6 +67,43 @@ fn no_root() -> Result<()> {
     fails(&command.output()?, 1, &["root"])
 }
 
+/// The capabilities that the manifest for clusters adds, and no fewer, are what the agent needs.
+#[test]
+fn the_manifests_capabilities_are_enough_and_all_needed() -> Result<()> {
+    let Some((_lab, node, manifests)) = lab()? else { return Ok(()) };
+    let _pod = node.pod("pod", PodKind::Ptp)?;
+    let manifest = fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/podnet.yaml"))?;
+    let (_, added) = manifest.split_once("              add:\n").context("no capabilities are added")?;
+    let capabilities: Vec<String> = added
+        .lines()
+        .map(str::trim)
+        .take_while(|line| line.starts_with(['-', '#']))
+        .filter_map(|line| line.strip_prefix("- "))
+        .map(|name| format!(",+{}", name.to_lowercase()))
+        .collect();
+    ensure!(!capabilities.is_empty(), "no capabilities are added");
+    let settings = Settings::new(&manifests, SocketLb::All);
+    let podnet = require::podnet().context("there is no podnet binary")?;
+    let agent_with = |capabilities: &[&String]| {
+        let mut command = node.place().command("setpriv")?;
+        let list: String = capabilities.iter().map(|name| name.as_str()).collect();
+        command.arg(format!("--bounding-set=-all{list}")).arg(&podnet);
+        command.args(agent::arguments(&node, &settings)).arg("--once").output().context("cannot run setpriv")
+    };
+    for missing in &capabilities {
+        let others: Vec<&String> = capabilities.iter().filter(|name| *name != missing).collect();
+        let output = agent_with(&others)?;
+        ensure!(!output.status.success(), "the agent does without {missing}");
+    }
+    let output = agent_with(&capabilities.iter().collect::<Vec<_>>())?;
+    let log = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.success() && !log.contains("WARN"), "{log}");
+    let status = agent::run(&podnet, &node, &settings, &["status"])?;
+    let status = String::from_utf8_lossy(&status.stdout).into_owned();
+    ensure!(status.contains("tcx ingress") && status.contains("connect4"), "{status}");
+    Ok(())
+}
+
 #[test]
 fn bad_cgroup() -> Result<()> {
     let Some((_lab, node, manifests)) = lab()? else { return Ok(()) };
