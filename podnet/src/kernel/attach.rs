@@ -22,9 +22,10 @@ use aya::programs::{
 use nix::libc;
 
 use super::AttachMode;
-use super::error::{Error, chain};
+use super::error::Error;
 use super::pins::{Pins, remove_file};
 use super::sys;
+use crate::error::chain;
 
 /// The programs at interfaces that face pods. The way back is there before anything is sent on it.
 pub(super) const INTERFACE_PROGRAMS: [(&str, TcAttachType); 2] =

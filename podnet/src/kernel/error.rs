@@ -7,7 +7,8 @@ use aya::EbpfError;
 use aya::maps::MapError;
 use aya::pin::PinError;
 use aya::programs::ProgramError;
-use aya::programs::links::LinkError;
+
+use crate::error::chain;
 
 /// An error at the kernel's edge.
 #[derive(Debug, thiserror::Error)]
@@ -107,22 +108,10 @@ pub enum Error {
     /// A map could not be opened.
     #[error("opening a table: {}{}", chain(.0), permission(.0))]
     Map(#[from] MapError),
-    /// A link could not be worked with.
-    #[error("working with a link: {}", chain(.0))]
-    Link(#[from] LinkError),
     /// A pin could not be made.
     #[error("pinning: {}", chain(.0))]
     Pin(#[from] PinError),
 }
-
-impl Error {
-    /// Whether a table is full: what is not in it may find room later.
-    pub const fn is_full(&self) -> bool {
-        matches!(self, Self::Full { .. })
-    }
-}
-
-pub(super) use crate::error::chain;
 
 /// Why a program was not loaded: the verifier's last word instead of its whole log, which only helps those
 /// who write programs, and which `podnet=debug` logs.

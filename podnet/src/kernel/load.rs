@@ -56,15 +56,9 @@ impl Dataplane {
         if staging.makes(abi::FILTER) {
             filter.fill(&tables)?;
         }
-        for (name, _) in INTERFACE_PROGRAMS {
-            let program: &mut SchedClassifier = program_mut(&mut ebpf, name)?;
-            program.load().map_err(|source| Error::Load { program: name, source })?;
-        }
+        load_interface_programs(&mut ebpf)?;
         if cgroup.is_some() {
-            for name in SOCKET_PROGRAMS {
-                let program: &mut CgroupSockAddr = program_mut(&mut ebpf, name)?;
-                program.load().map_err(|source| Error::Load { program: name, source })?;
-            }
+            load_socket_programs(&mut ebpf)?;
         }
         staging.finish()?;
         let replaced = staging.into_replaced();
@@ -147,6 +141,24 @@ impl Dataplane {
     pub fn memory(&self) -> Result<Vec<(&'static str, u64)>, Error> {
         self.tables.memory()
     }
+}
+
+/// Has the kernel verify the programs at interfaces.
+pub(super) fn load_interface_programs(ebpf: &mut Ebpf) -> Result<(), Error> {
+    for (name, _) in INTERFACE_PROGRAMS {
+        let program: &mut SchedClassifier = program_mut(ebpf, name)?;
+        program.load().map_err(|source| Error::Load { program: name, source })?;
+    }
+    Ok(())
+}
+
+/// Has the kernel verify the programs at sockets.
+pub(super) fn load_socket_programs(ebpf: &mut Ebpf) -> Result<(), Error> {
+    for name in SOCKET_PROGRAMS {
+        let program: &mut CgroupSockAddr = program_mut(ebpf, name)?;
+        program.load().map_err(|source| Error::Load { program: name, source })?;
+    }
+    Ok(())
 }
 
 /// Loads the object with the settings' map sizes and variables.

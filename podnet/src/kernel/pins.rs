@@ -145,7 +145,8 @@ fn remove_layout(bpffs: &Path, version: &str) -> Result<Vec<String>, Error> {
     Ok(removed)
 }
 
-fn remove_directory(path: &Path) -> Result<(), Error> {
+/// Removes an empty directory, if there is one.
+pub(super) fn remove_directory(path: &Path) -> Result<(), Error> {
     match fs::remove_dir(path) {
         Err(source) if source.kind() != io::ErrorKind::NotFound => {
             Err(Error::File { action: "removing", path: path.to_owned(), source })

@@ -3,15 +3,16 @@
 use std::fs;
 use std::path::Path;
 
-use aya::programs::{CgroupSockAddr, LinkOrder, SchedClassifier, TcAttachType, tc::TcAttachOptions};
+use aya::programs::{LinkOrder, SchedClassifier, TcAttachType, tc::TcAttachOptions};
 use aya::{Ebpf, EbpfLoader};
 use nix::sched::{CloneFlags, unshare};
 
-use super::attach::{INTERFACE_PROGRAMS, SOCKET_PROGRAMS, program_mut};
-use super::error::{Error, chain};
-use super::load::{find_cgroup, object};
+use super::attach::program_mut;
+use super::error::Error;
+use super::load::{find_cgroup, load_interface_programs, load_socket_programs, object};
 use super::pins::on_bpffs;
 use super::{Settings, SocketLb};
+use crate::error::chain;
 
 /// How much a finding matters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -53,10 +54,18 @@ pub fn probe(settings: &Settings) -> Vec<Finding> {
     let mut findings = vec![rights(), bpffs(&settings.bpffs), btf()];
     match load(&settings.bpffs) {
         Ok(mut ebpf) => {
-            findings.push(programs(&mut ebpf));
+            findings.push(verified(
+                "programs at interfaces",
+                load_interface_programs(&mut ebpf),
+                "podnet needs Linux 5.18 or newer",
+            ));
             findings.push(tcx(&mut ebpf));
             if settings.socket_lb != SocketLb::Off {
-                findings.push(sockets(&mut ebpf));
+                findings.push(verified(
+                    "programs at sockets",
+                    load_socket_programs(&mut ebpf),
+                    "use --socket-lb off; podnet's socket layer needs Linux 5.18 or newer",
+                ));
             }
         }
         Err(error) => findings.push(Finding::bad(
@@ -144,36 +153,12 @@ fn load(bpffs: &Path) -> Result<Ebpf, Error> {
     Ok(loaded?)
 }
 
-fn programs(ebpf: &mut Ebpf) -> Finding {
-    for (name, _) in INTERFACE_PROGRAMS {
-        let loaded = program_mut::<SchedClassifier>(ebpf, name)
-            .and_then(|program| program.load().map_err(|source| Error::Load { program: name, source }));
-        if let Err(error) = loaded {
-            return Finding::bad(
-                "programs at interfaces",
-                Level::Failure,
-                chain(&error),
-                "podnet needs Linux 5.18 or newer",
-            );
-        }
+/// What the verifier said of some programs.
+fn verified(what: &str, loaded: Result<(), Error>, hint: &str) -> Finding {
+    match loaded {
+        Ok(()) => Finding::ok(what, "the verifier accepts them"),
+        Err(error) => Finding::bad(what, Level::Failure, chain(&error), hint),
     }
-    Finding::ok("programs at interfaces", "the verifier accepts them")
-}
-
-fn sockets(ebpf: &mut Ebpf) -> Finding {
-    for name in SOCKET_PROGRAMS {
-        let loaded = program_mut::<CgroupSockAddr>(ebpf, name)
-            .and_then(|program| program.load().map_err(|source| Error::Load { program: name, source }));
-        if let Err(error) = loaded {
-            return Finding::bad(
-                "programs at sockets",
-                Level::Failure,
-                chain(&error),
-                "use --socket-lb off; podnet's socket layer needs Linux 5.18 or newer",
-            );
-        }
-    }
-    Finding::ok("programs at sockets", "the verifier accepts them")
 }
 
 /// Whether the kernel has tcx. A thread in a network namespace of its own tries it at `lo`.

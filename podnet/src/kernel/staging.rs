@@ -4,14 +4,13 @@
 //! others it makes. Only when everything is loaded do the new ones take the places of the old.
 
 use std::fs;
-use std::io;
 use std::path::{Path, PathBuf};
 
 use aya::maps::MapData;
 use podnet_common::abi;
 
 use super::error::Error;
-use super::pins::{Pins, names, remove_file};
+use super::pins::{Pins, names, remove_directory, remove_file};
 use super::tables::{Tables, shapes};
 use crate::changes::Capacity;
 
@@ -94,12 +93,7 @@ impl Staging {
         for name in names(&self.directory)? {
             remove_file(&self.directory.join(name))?;
         }
-        match fs::remove_dir(&self.directory) {
-            Err(source) if source.kind() != io::ErrorKind::NotFound => {
-                Err(Error::File { action: "removing", path: self.directory.clone(), source })
-            }
-            _ => Ok(()),
-        }
+        remove_directory(&self.directory)
     }
 }
 
