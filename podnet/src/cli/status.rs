@@ -67,7 +67,7 @@ impl Status {
         let view = View::open(&self.bpffs.bpffs)?;
         let report = Report {
             attachments: places(view.attachments()?),
-            tables: tables(&view.snapshot()?, &view.capacity()?, view.memory()?),
+            tables: tables(&view.snapshot()?, &view.capacity(), view.memory()?),
             counters: view.counters()?.into_iter().map(|(reason, count)| (reason.label(), count)).collect(),
         };
         print(&render(&report, self.output))?;

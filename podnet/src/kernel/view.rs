@@ -55,11 +55,8 @@ impl View {
     }
 
     /// The maps' sizes.
-    ///
-    /// # Errors
-    /// None today; the sizes are read when the maps are opened.
-    pub fn capacity(&self) -> Result<Capacity, Error> {
-        Ok(self.tables.capacity())
+    pub const fn capacity(&self) -> Capacity {
+        self.tables.capacity()
     }
 
     /// The kernel memory of each map, in bytes, the largest first.
