@@ -16,7 +16,7 @@ use podnet_common::conntrack::{Flow, State, Time, Tuple};
 use podnet_common::host::HostTables;
 use podnet_common::packet::parse;
 use podnet_common::route::{from_pod, to_pod};
-use podnet_common::service::{Backend, BackendId, BackendRef, Frontend, FrontendKey, ServiceId};
+use podnet_common::service::{Backend, BackendFlags, BackendId, BackendRef, Frontend, FrontendKey, FrontendKind, ServiceId, SlotRange};
 use podnet_common::verdict::{Reason, Verdict};
 use podnet_common::wire::{Endpoint, Protocol};
 use zerocopy::FromBytes;
@@ -40,12 +40,13 @@ fn protocol(byte: u8) -> Protocol {
 fn fill(tables: &mut HostTables, v6: bool, [kind, a, b, c, d, e, f, g]: [u8; 8]) {
     match kind & 3 {
         0 => {
-            let frontend = Frontend { base: (b & 7).into(), count: (c & 7).into(), service: ServiceId(1) };
+            let slots = SlotRange { base: (b & 7).into(), count: (c & 7).into() };
+            let frontend = Frontend::new(FrontendKind::CLUSTER_IP, ServiceId(1), slots);
             tables.frontends.insert(FrontendKey::new(end(v6, a), protocol(a)), frontend);
         }
         1 => tables.slots.extend([a, b, c, d, e, f, g].map(|id| BackendId((id & 7).into()))),
         2 => {
-            let backend = Backend::new(end(v6, a), ServiceId(1), (b & 3).into());
+            let backend = Backend::new(end(v6, a), ServiceId(1), (b & 3).into(), BackendFlags::SERVING);
             tables.backends.push(if c & 1 == 0 { backend } else { backend.gone() });
         }
         _ => {

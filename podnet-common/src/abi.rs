@@ -11,7 +11,7 @@ use crate::socket::{Peer, PeerKey};
 
 /// Version of the layout of all maps. It names the directory they are pinned in, so that an agent only
 /// ever adopts maps that it can read. To be raised with any change of a type below.
-pub const LAYOUT: u32 = 1;
+pub const LAYOUT: u32 = 2;
 
 /// `FrontendKey -> Frontend`, a hash.
 pub const FRONTENDS: &str = "FRONTENDS";
@@ -27,6 +27,10 @@ pub const PEERS: &str = "PEERS";
 pub const NAMES: &str = "NAMES";
 /// `index -> u64`, an array: the words of [`filter`](crate::filter).
 pub const FILTER: &str = "FILTER";
+/// `Source -> 1`, a longest-prefix table: the source ranges of service ports that have some.
+pub const SOURCES: &str = "SOURCES";
+/// `0 -> ServiceNetworks`, an array of one element.
+pub const NETWORKS: &str = "NETWORKS";
 /// `Reason -> u64`, a per-CPU array of counters.
 pub const COUNTERS: &str = "COUNTERS";
 
@@ -40,7 +44,7 @@ pub type ServiceName = [u8; 192];
 const _: () = assert!(size_of::<Tuple>() == 40);
 const _: () = assert!(size_of::<Flow>() == 56);
 const _: () = assert!(size_of::<FrontendKey>() == 24);
-const _: () = assert!(size_of::<Frontend>() == 12);
+const _: () = assert!(size_of::<Frontend>() == 28);
 const _: () = assert!(size_of::<Backend>() == 32);
 const _: () = assert!(size_of::<BackendId>() == 4);
 const _: () = assert!(size_of::<PeerKey>() == 32);

@@ -11,10 +11,15 @@ use zerocopy::{FromBytes, Immutable, IntoBytes};
 use crate::conntrack::{Flow, State, Time, Tuple};
 use crate::filter::Place;
 use crate::frame::{Frame, L4Patch, patch_field};
-use crate::service::{Backend, BackendId, Frontend, FrontendKey, ServiceId};
+use crate::service::{
+    Backend, BackendFlags, BackendId, Frontend, FrontendKey, FrontendKind, ServiceId, SlotRange,
+};
 use crate::socket::{Peer, PeerKey, Sockets};
 use crate::tables::{InsertError, Overwrite, Services, Tables};
 use crate::wire::{Be16, Endpoint, Protocol};
+
+/// The flags of a backend that takes connections.
+const IN_USE: BackendFlags = BackendFlags::PRESENT.with(BackendFlags::SERVING).with(BackendFlags::IN_CLUSTER);
 
 /// A frame in plain memory, its checksums whole.
 impl Frame for Vec<u8> {
@@ -101,7 +106,7 @@ impl HostTables {
             .into_iter()
             .map(|endpoint| {
                 let id = BackendId(index(self.backends.len()));
-                self.backends.push(Backend::new(endpoint, service, 1));
+                self.backends.push(Backend::new(endpoint, service, 1, IN_USE));
                 id
             })
             .collect();
@@ -121,7 +126,11 @@ impl HostTables {
         self.slots.extend(backends);
         self.frontends.insert(
             FrontendKey::new(frontend, protocol),
-            Frontend { base, count: index(backends.len()), service },
+            Frontend::new(
+                FrontendKind::CLUSTER_IP,
+                service,
+                SlotRange { base, count: index(backends.len()) },
+            ),
         );
     }
 

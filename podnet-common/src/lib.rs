@@ -21,6 +21,7 @@ pub mod frame;
 #[cfg(any(test, feature = "host"))]
 pub mod host;
 pub mod nat;
+pub mod network;
 pub mod packet;
 pub mod reject;
 pub mod route;

@@ -139,7 +139,7 @@ fn open<F: Frame, T: Tables>(
         // It may belong to a connection that somebody else translates since before podnet was here.
         return Verdict::Pass(Reason::MidConnection);
     }
-    let Some(choice) = select(tables, frontend) else {
+    let Some(choice) = select(tables, frontend.inside) else {
         return match reject::reply(frame, packet) {
             Some(()) => Verdict::Return(Reason::NoEndpoints),
             None => Verdict::Drop(Reason::NoEndpoints),

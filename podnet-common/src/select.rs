@@ -3,7 +3,7 @@
 //! The choice is a slot, drawn uniformly. What the slots hold is user space's business: equal shares,
 //! weights or a permutation of them all are tables, not code.
 
-use crate::service::{Backend, BackendId, BackendRef, Frontend};
+use crate::service::{Backend, BackendId, BackendRef, SlotRange};
 use crate::tables::Services;
 use crate::wire::Endpoint;
 
@@ -16,16 +16,16 @@ pub struct Choice {
     pub backend: BackendRef,
 }
 
-/// Draws a backend of `frontend`; `None` if it has none.
+/// Draws a backend of `slots`; `None` if there is none.
 #[inline(always)]
-pub fn select<S: Services>(services: &mut S, frontend: &Frontend) -> Option<Choice> {
-    if frontend.count == 0 {
+pub fn select<S: Services>(services: &mut S, slots: SlotRange) -> Option<Choice> {
+    if slots.count == 0 {
         return None;
     }
     // Multiply and shift: uniform without a division (Lemire, "Fast random integer generation in an
     // interval"); the bias of count / 2^32 is beyond measuring.
-    let drawn = (u64::from(services.random()) * u64::from(frontend.count)) >> 32;
-    let id = services.slot(frontend.base.wrapping_add(drawn as u32)).filter(|id| *id != BackendId::NOBODY)?;
+    let drawn = (u64::from(services.random()) * u64::from(slots.count)) >> 32;
+    let id = services.slot(slots.base.wrapping_add(drawn as u32)).filter(|id| *id != BackendId::NOBODY)?;
     let backend: Backend = services.backend(id)?;
     Some(Choice { endpoint: backend.endpoint(), backend: BackendRef { id, generation: backend.generation } })
 }

@@ -4,6 +4,9 @@
 //! slots in a range nobody uses, and then the frontend, whose one update moves new connections from the
 //! old set to the new one: a packet sees either, never a mixture.
 
+use core::fmt;
+use core::ops::Range;
+
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use crate::wire::{Addr, Be16, Endpoint, Protocol};
@@ -27,6 +30,13 @@ impl FrontendKey {
         Self { addr: endpoint.addr, port: endpoint.port, protocol, zero: [0; 5] }
     }
 
+    /// The frontend of all other ports and protocols at `addr`: there for a ClusterIP, without slots, so that
+    /// what nobody serves there is refused.
+    #[inline(always)]
+    pub const fn rest_of(addr: Addr) -> Self {
+        Self::new(Endpoint { addr, port: Be16::new(0) }, Protocol(0))
+    }
+
     /// Address and port.
     #[inline(always)]
     pub const fn endpoint(&self) -> Endpoint {
@@ -44,12 +54,172 @@ impl FrontendKey {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub struct Frontend {
-    /// The first of its slots.
-    pub base: u32,
-    /// How many slots it has; 0 when no endpoint can serve: connections are refused.
-    pub count: u32,
+    /// The slots for clients inside: pods of this node, and the node itself.
+    pub inside: SlotRange,
+    /// The slots for all others.
+    pub outside: SlotRange,
     /// The service port it belongs to.
     pub service: ServiceId,
+    /// How many seconds a client's choice of a backend is remembered (`sessionAffinity: ClientIP`);
+    /// 0: not at all.
+    pub affinity: u32,
+    /// What kind of address it is.
+    pub kind: FrontendKind,
+    /// What else there is to know.
+    pub flags: FrontendFlags,
+    zero: [u8; 2],
+}
+
+impl Frontend {
+    /// A frontend of `kind` whose connections, from inside and outside, all go to `slots`.
+    pub const fn new(kind: FrontendKind, service: ServiceId, slots: SlotRange) -> Self {
+        Self {
+            inside: slots,
+            outside: slots,
+            service,
+            affinity: 0,
+            kind,
+            flags: FrontendFlags::NONE,
+            zero: [0; 2],
+        }
+    }
+
+    /// The same frontend with these slots for inside and outside.
+    #[must_use]
+    pub const fn with_slots(self, inside: SlotRange, outside: SlotRange) -> Self {
+        Self { inside, outside, ..self }
+    }
+
+    /// Both ranges of slots, which may be the same.
+    pub const fn ranges(&self) -> [SlotRange; 2] {
+        [self.inside, self.outside]
+    }
+}
+
+/// Slots one after the other.
+#[derive(
+    Clone,
+    Copy,
+    Debug,
+    Default,
+    PartialEq,
+    Eq,
+    Hash,
+    PartialOrd,
+    Ord,
+    FromBytes,
+    IntoBytes,
+    Immutable,
+    KnownLayout,
+)]
+#[repr(C)]
+pub struct SlotRange {
+    /// The first of them; 0 if there are none.
+    pub base: u32,
+    /// How many there are; 0 when no endpoint can serve.
+    pub count: u32,
+}
+
+impl SlotRange {
+    /// The numbers of the slots.
+    pub const fn indices(self) -> Range<u32> {
+        self.base..self.base.saturating_add(self.count)
+    }
+}
+
+/// What kind of address a frontend is.
+#[derive(
+    Clone,
+    Copy,
+    Debug,
+    Default,
+    PartialEq,
+    Eq,
+    Hash,
+    PartialOrd,
+    Ord,
+    FromBytes,
+    IntoBytes,
+    Immutable,
+    KnownLayout,
+)]
+#[repr(transparent)]
+pub struct FrontendKind(pub u8);
+
+impl FrontendKind {
+    /// An address of `spec.clusterIPs`.
+    pub const CLUSTER_IP: Self = Self(0);
+    /// An address of the node, at `nodePort`.
+    pub const NODE_PORT: Self = Self(1);
+    /// An address of `status.loadBalancer.ingress`.
+    pub const LOAD_BALANCER: Self = Self(2);
+    /// An address of `spec.externalIPs`.
+    pub const EXTERNAL_IP: Self = Self(3);
+    /// An address of the node, at a `hostPort` of a pod on it.
+    pub const HOST_PORT: Self = Self(4);
+
+    /// The name for people, as in the field's own objects.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::CLUSTER_IP => "ClusterIP",
+            Self::NODE_PORT => "NodePort",
+            Self::LOAD_BALANCER => "LoadBalancer",
+            Self::EXTERNAL_IP => "externalIP",
+            Self::HOST_PORT => "hostPort",
+            _ => "unknown",
+        }
+    }
+}
+
+/// Properties of a frontend: one byte of bits.
+#[derive(Clone, Copy, Default, PartialEq, Eq, Hash, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(transparent)]
+pub struct FrontendFlags(u8);
+
+impl FrontendFlags {
+    /// None of them.
+    pub const NONE: Self = Self(0);
+    /// The inside slots hold the Local set, else the Cluster set.
+    pub const INSIDE_LOCAL: Self = Self(0x01);
+    /// The outside slots hold the Local set, else the Cluster set.
+    pub const OUTSIDE_LOCAL: Self = Self(0x02);
+    /// Without inside slots, what comes from inside is dropped, else it is refused.
+    pub const INSIDE_DROP: Self = Self(0x04);
+    /// Without outside slots, what comes from outside is dropped, else it is refused.
+    pub const OUTSIDE_DROP: Self = Self(0x08);
+    /// Only sources in a range of this service port may use it (`loadBalancerSourceRanges`).
+    pub const SOURCE_RANGES: Self = Self(0x10);
+    /// Connections get the node's address as their source, wherever they come from (`masqueradeAll`).
+    pub const MASQUERADE: Self = Self(0x20);
+    /// Only the node's own sockets know this address: it is a loopback address.
+    pub const LOOPBACK: Self = Self(0x40);
+
+    /// Both these and `other`.
+    #[must_use]
+    pub const fn with(self, other: Self) -> Self {
+        Self(self.0 | other.0)
+    }
+
+    /// Whether all of `other` are among these.
+    #[inline(always)]
+    pub const fn has(self, other: Self) -> bool {
+        self.0 & other.0 == other.0
+    }
+}
+
+impl fmt::Debug for FrontendFlags {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let named = [
+            (Self::INSIDE_LOCAL, "inside-local"),
+            (Self::OUTSIDE_LOCAL, "outside-local"),
+            (Self::INSIDE_DROP, "inside-drop"),
+            (Self::OUTSIDE_DROP, "outside-drop"),
+            (Self::SOURCE_RANGES, "source-ranges"),
+            (Self::MASQUERADE, "masquerade"),
+            (Self::LOOPBACK, "loopback"),
+        ];
+        f.debug_set().entries(named.iter().filter(|(flag, _)| self.has(*flag)).map(|(_, name)| name)).finish()
+    }
 }
 
 /// A service port of one family, by a number that user space gave it.
@@ -111,7 +281,8 @@ pub struct BackendRef {
 pub struct Backend {
     addr: Addr,
     port: Be16,
-    serving: u8,
+    /// What it may be used for.
+    pub flags: BackendFlags,
     zero: u8,
     /// How often this place of the table has been given out.
     pub generation: u32,
@@ -121,24 +292,16 @@ pub struct Backend {
 }
 
 impl Backend {
-    /// A backend at `endpoint` that takes connections.
+    /// A backend at `endpoint`.
     #[inline(always)]
-    pub const fn new(endpoint: Endpoint, service: ServiceId, generation: u32) -> Self {
-        Self {
-            addr: endpoint.addr,
-            port: endpoint.port,
-            serving: 1,
-            zero: 0,
-            generation,
-            service,
-            zero_tail: 0,
-        }
+    pub const fn new(endpoint: Endpoint, service: ServiceId, generation: u32, flags: BackendFlags) -> Self {
+        Self { addr: endpoint.addr, port: endpoint.port, flags, zero: 0, generation, service, zero_tail: 0 }
     }
 
-    /// The same backend after it has left: flows that can move away from it do.
+    /// The same backend after it has left: flows that can move away from it do, others are reset.
     #[must_use]
     pub const fn gone(self) -> Self {
-        Self { serving: 0, ..self }
+        Self { flags: BackendFlags::NONE, ..self }
     }
 
     /// Address and port of the pod.
@@ -150,6 +313,51 @@ impl Backend {
     /// Whether it may be sent packets of flows that could move.
     #[inline(always)]
     pub const fn serving(&self) -> bool {
-        self.serving != 0
+        self.flags.has(BackendFlags::SERVING)
+    }
+}
+
+/// What a backend may be used for: one byte of bits, none of a backend that is gone.
+#[derive(Clone, Copy, Default, PartialEq, Eq, Hash, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(transparent)]
+pub struct BackendFlags(u8);
+
+impl BackendFlags {
+    /// None: the backend is gone.
+    pub const NONE: Self = Self(0);
+    /// It is an endpoint of the service port, be it ready or not: connections that it has may go on.
+    pub const PRESENT: Self = Self(0x01);
+    /// It serves: datagrams of flows that it has go on to it.
+    pub const SERVING: Self = Self(0x02);
+    /// It is on this node.
+    pub const LOCAL: Self = Self(0x04);
+    /// It is in the Cluster set of its service port.
+    pub const IN_CLUSTER: Self = Self(0x08);
+    /// It is in the Local set of its service port.
+    pub const IN_LOCAL: Self = Self(0x10);
+
+    /// Both these and `other`.
+    #[must_use]
+    pub const fn with(self, other: Self) -> Self {
+        Self(self.0 | other.0)
+    }
+
+    /// Whether all of `other` are among these.
+    #[inline(always)]
+    pub const fn has(self, other: Self) -> bool {
+        self.0 & other.0 == other.0
+    }
+}
+
+impl fmt::Debug for BackendFlags {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let named = [
+            (Self::PRESENT, "present"),
+            (Self::SERVING, "serving"),
+            (Self::LOCAL, "local"),
+            (Self::IN_CLUSTER, "in-cluster"),
+            (Self::IN_LOCAL, "in-local"),
+        ];
+        f.debug_set().entries(named.iter().filter(|(flag, _)| self.has(*flag)).map(|(_, name)| name)).finish()
     }
 }

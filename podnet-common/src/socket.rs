@@ -141,7 +141,7 @@ fn lead<S: Sockets>(
     let Some(frontend) = sockets.frontend(&FrontendKey::new(destination, protocol)) else {
         return Verdict::Pass;
     };
-    let Some(choice) = select(sockets, &frontend) else {
+    let Some(choice) = select(sockets, frontend.inside) else {
         return Verdict::Refuse(Reason::SocketRefused);
     };
     let key = PeerKey::new(cookie, Known::Backend, choice.endpoint, protocol);

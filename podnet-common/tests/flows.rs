@@ -6,7 +6,7 @@ mod support;
 use podnet_common::conntrack::{Flow, REFRESH, State, Time, Tuple};
 use podnet_common::host::HostTables;
 use podnet_common::route::{from_pod, to_pod};
-use podnet_common::service::{Backend, BackendId, Frontend, FrontendKey, ServiceId};
+use podnet_common::service::{Backend, BackendFlags, BackendId, Frontend, FrontendKey, ServiceId};
 use podnet_common::tables::{InsertError, Overwrite, Services, Tables};
 use podnet_common::verdict::{Reason, Verdict};
 use podnet_common::wire::{Endpoint, Family, Protocol};
@@ -169,7 +169,7 @@ fn a_datagram_moves_from_a_backend_that_is_gone() {
 fn a_datagram_moves_when_the_backends_place_was_given_to_another() {
     for mut cast in udp_casts() {
         cast.open();
-        let other = Backend::new(pod(cast.family, 9, 1), ServiceId(9), 2);
+        let other = Backend::new(pod(cast.family, 9, 1), ServiceId(9), 2, BackendFlags::SERVING);
         cast.tables.change(cast.ids[0], |_| other);
         cast.draw(SECOND);
         assert_eq!(cast.send(0), (Reason::Moved, cast.backends[1]));

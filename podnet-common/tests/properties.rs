@@ -9,7 +9,7 @@ use podnet_common::conntrack::{Time, Tuple};
 use podnet_common::host::HostTables;
 use podnet_common::packet;
 use podnet_common::route::{from_pod, to_pod};
-use podnet_common::service::{Backend, BackendId, FrontendKey, ServiceId};
+use podnet_common::service::{Backend, BackendFlags, BackendId, FrontendKey, ServiceId};
 use podnet_common::tables::Services;
 use podnet_common::verdict::{Reason, Verdict};
 use podnet_common::wire::{Endpoint, Family, Protocol};
@@ -192,7 +192,7 @@ impl Model {
                 let (.., id, backends) = &mut self.services[service];
                 if backends.iter().all(|b| self.tables.backend(*b).unwrap().endpoint() != at) {
                     backends.push(BackendId(u32::try_from(self.tables.backends.len()).unwrap()));
-                    self.tables.backends.push(Backend::new(at, *id, 1));
+                    self.tables.backends.push(Backend::new(at, *id, 1, BackendFlags::SERVING));
                     self.point(service);
                 }
             }

@@ -4,7 +4,7 @@ mod support;
 
 use podnet_common::host::HostTables;
 use podnet_common::select::select;
-use podnet_common::service::{BackendId, Frontend, ServiceId};
+use podnet_common::service::{BackendId, Frontend, SlotRange};
 use podnet_common::wire::{Family, Protocol};
 use proptest::prelude::*;
 use support::*;
@@ -21,7 +21,7 @@ fn every_backend_gets_its_share() {
         let frontend = *tables.frontends.values().next().unwrap();
         let mut counts = vec![0_u32; count.into()];
         for _ in 0..CHOICES {
-            let choice = select(&mut tables, &frontend).unwrap();
+            let choice = select(&mut tables, frontend.inside).unwrap();
             counts[choice.backend.id.0 as usize - 1] += 1;
         }
         let expected = f64::from(CHOICES) / f64::from(count);
@@ -40,7 +40,7 @@ fn shares_are_equal_over_the_whole_range_of_random_numbers() {
     let mut counts = [0_u32; 5];
     for random in (0..=u32::MAX).step_by(1 << 16) {
         tables.drawn.push_back(random);
-        counts[select(&mut tables, &frontend).unwrap().backend.id.0 as usize - 1] += 1;
+        counts[select(&mut tables, frontend.inside).unwrap().backend.id.0 as usize - 1] += 1;
     }
     assert!(counts.iter().max().unwrap() - counts.iter().min().unwrap() <= 1, "{counts:?}");
 }
@@ -54,7 +54,7 @@ fn the_choice_carries_address_and_generation() {
         backend
     });
     let frontend = *tables.frontends.values().next().unwrap();
-    let choice = select(&mut tables, &frontend).unwrap();
+    let choice = select(&mut tables, frontend.inside).unwrap();
     assert_eq!(choice.endpoint, pod(Family::V6, 2, 8080));
     assert_eq!((choice.backend.id, choice.backend.generation), (ids[0], 7));
 }
@@ -64,7 +64,7 @@ fn the_choice_carries_address_and_generation() {
 fn a_slot_that_was_never_written_names_nobody() {
     let mut tables = HostTables::new(0);
     tables.slots = vec![BackendId(0); 4];
-    assert_eq!(select(&mut tables, &Frontend { base: 0, count: 4, service: ServiceId(1) }), None);
+    assert_eq!(select(&mut tables, SlotRange { base: 0, count: 4 }), None);
 }
 
 proptest! {
@@ -87,7 +87,7 @@ proptest! {
             }
         }
         let mut slots = Slots(random, None.into());
-        prop_assert_eq!(select(&mut slots, &Frontend { base, count, service: ServiceId(1) }), None);
+        prop_assert_eq!(select(&mut slots, SlotRange { base, count }), None);
         match slots.1.get() {
             Some(index) => prop_assert!(index.wrapping_sub(base) < count),
             None => prop_assert_eq!(count, 0),
@@ -101,7 +101,7 @@ proptest! {
         let mut tables = HostTables::new(seed);
         tables.serve(service(Family::V4, 1, 80), Protocol::TCP, (0..5).map(|n| pod(Family::V4, n, 80)));
         tables.slots = slots.into_iter().map(BackendId).collect();
-        if let Some(choice) = select(&mut tables, &Frontend { base, count, service: ServiceId(1) }) {
+        if let Some(choice) = select(&mut tables, SlotRange { base, count }) {
             prop_assert!((1..=5).contains(&choice.backend.id.0));
         }
     }

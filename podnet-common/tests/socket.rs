@@ -3,7 +3,7 @@
 mod support;
 
 use podnet_common::host::HostTables;
-use podnet_common::service::{Backend, ServiceId};
+use podnet_common::service::{Backend, BackendFlags, ServiceId};
 use podnet_common::socket::{Verdict, connect, peer_name, receive, send};
 use podnet_common::verdict::Reason;
 use podnet_common::wire::{Addr, Be32, Endpoint, Family, Protocol};
@@ -98,9 +98,11 @@ fn datagrams_of_a_socket_stay_with_a_backend_while_it_serves() {
         go(&mut tables, SECOND, backends[1]);
         go(&mut tables, FIRST, backends[1]);
         // The place of the second goes to somebody else.
-        tables.change(ids[1], |_| Backend::new(pod(family, 9, 9), ServiceId(9), 2));
+        tables.change(ids[1], |_| Backend::new(pod(family, 9, 9), ServiceId(9), 2, BackendFlags::SERVING));
         tables.point(service, Protocol::UDP, ServiceId(1), &ids[..1]);
-        tables.change(ids[0], |backend| Backend::new(backend.endpoint(), ServiceId(1), 2));
+        tables.change(ids[0], |backend| {
+            Backend::new(backend.endpoint(), ServiceId(1), 2, BackendFlags::SERVING)
+        });
         go(&mut tables, FIRST, backends[0]);
         // None are left.
         tables.change(ids[0], Backend::gone);

@@ -225,7 +225,7 @@ fn draws(frame: &Vec<u8>, tables: &HostTables, flows: &HashMap<Tuple, Flow>) -> 
     let count = tables
         .frontends
         .get(&FrontendKey::new(packet.tuple.destination(), protocol))
-        .map_or(0, |frontend| frontend.count);
+        .map_or(0, |frontend| frontend.inside.count);
     (0..count.max(1))
         .map(|slot| {
             // The smallest number that chooses the slot.

@@ -4,7 +4,9 @@ use etherparse::{IpFragOffset, IpHeaders, IpNumber, Ipv6FragmentHeader, Ipv6RawE
 use podnet_common::conntrack::{Flow, State, Time, Tuple};
 use podnet_common::host::HostTables;
 use podnet_common::packet::ETHERNET;
-use podnet_common::service::{Backend, BackendId, BackendRef, Frontend, FrontendKey, ServiceId};
+use podnet_common::service::{
+    Backend, BackendFlags, BackendId, BackendRef, Frontend, FrontendKey, FrontendKind, ServiceId, SlotRange,
+};
 use podnet_common::wire::{Endpoint, Family, Protocol};
 use proptest::prelude::*;
 use zerocopy::FromBytes;
@@ -126,12 +128,13 @@ fn tables(family: Family) -> impl Strategy<Value = HostTables> {
         .prop_map(|(frontends, slots, backends, flows, flow_capacity, seed)| {
             let mut tables = HostTables::new(seed);
             for (at, protocol, base, count) in frontends {
-                let frontend = Frontend { base, count, service: ServiceId(1) };
+                let frontend =
+                    Frontend::new(FrontendKind::CLUSTER_IP, ServiceId(1), SlotRange { base, count });
                 tables.frontends.insert(FrontendKey::new(at, protocol), frontend);
             }
             tables.slots = slots.into_iter().map(BackendId).collect();
             for (at, generation, serving) in backends {
-                let backend = Backend::new(at, ServiceId(1), generation);
+                let backend = Backend::new(at, ServiceId(1), generation, BackendFlags::SERVING);
                 tables.backends.push(if serving { backend } else { backend.gone() });
             }
             tables.flows = flows.into_iter().collect();

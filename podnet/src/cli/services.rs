@@ -80,7 +80,7 @@ fn frontends(snapshot: &Snapshot) -> Vec<Frontend> {
         .iter()
         .map(|(key, frontend)| {
             let socket = SocketAddr::from(key.endpoint());
-            let range = frontend.base..frontend.base.saturating_add(frontend.count);
+            let range = frontend.inside.indices();
             let backends = range.filter_map(|slot| backends.get(slots.get(&slot)?));
             Frontend {
                 name: names.get(&frontend.service).cloned().flatten().map(|name| name.to_string()),
@@ -128,7 +128,7 @@ fn backends(backends: &[Place], shown: usize) -> String {
 
 #[cfg(test)]
 mod tests {
-    use podnet_common::service::{self, FrontendKey, ServiceId};
+    use podnet_common::service::{self, BackendFlags, FrontendKey, FrontendKind, ServiceId, SlotRange};
     use podnet_common::wire::Protocol;
 
     use super::*;
@@ -137,10 +137,12 @@ mod tests {
     fn snapshot() -> Snapshot {
         let key =
             |socket: &str, protocol| FrontendKey::new(socket.parse::<SocketAddr>().unwrap().into(), protocol);
-        let frontend = |base, count, id| service::Frontend { base, count, service: ServiceId(id) };
+        let frontend = |base, count, id| {
+            service::Frontend::new(FrontendKind::CLUSTER_IP, ServiceId(id), SlotRange { base, count })
+        };
         let backend = |id: u8| {
             let socket: SocketAddr = ([10, 0, 0, 10 - id], 8080).into();
-            (BackendId(id.into()), Backend::new(socket.into(), ServiceId(1), 1))
+            (BackendId(id.into()), Backend::new(socket.into(), ServiceId(1), 1, BackendFlags::SERVING))
         };
         let name = PortName { service: Key::new("shop", "web"), port: "http".into() };
         Snapshot {

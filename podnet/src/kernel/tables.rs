@@ -275,9 +275,10 @@ impl Tables {
         })?;
         if capacity.slots < self.slots.capacity() {
             let frontends = self.frontends.entries()?;
-            let end =
-                frontends.iter().map(|(_, frontend)| frontend.base as usize + frontend.count as usize).max();
-            self.slots.check_fit(capacity.slots, |_| end.unwrap_or(0))?;
+            let ends =
+                frontends.iter().flat_map(|(_, frontend)| frontend.ranges().map(|range| range.indices().end));
+            let end = ends.max().unwrap_or(0) as usize;
+            self.slots.check_fit(capacity.slots, |_| end)?;
         }
         Ok(())
     }
@@ -307,8 +308,10 @@ impl Tables {
         let frontends = self.frontends.entries()?;
         let mut used = vec![false; self.slots.capacity() as usize];
         for (_, frontend) in &frontends {
-            let range = frontend.base as usize..frontend.base as usize + frontend.count as usize;
-            used.get_mut(range).into_iter().flatten().for_each(|slot| *slot = true);
+            for range in frontend.ranges() {
+                let indices = range.indices().start as usize..range.indices().end as usize;
+                used.get_mut(indices).into_iter().flatten().for_each(|slot| *slot = true);
+            }
         }
         let mut slots = self.slots.entries()?;
         slots.retain(|(index, _)| used[*index as usize]);

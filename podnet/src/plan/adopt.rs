@@ -2,13 +2,12 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
-use podnet_common::service::{Backend, BackendId, Frontend, FrontendKey, ServiceId};
+use podnet_common::service::{Backend, BackendId, Frontend, FrontendKey, ServiceId, SlotRange};
 
 use super::frontends::Frontends;
 use super::ledger::{Ledger, Member, Port};
 use super::name::PortName;
 use super::places::Places;
-use super::ranges::Range;
 use super::slots::Slots;
 use crate::changes::{Capacity, Snapshot};
 
@@ -34,19 +33,18 @@ impl Ledger {
         ledger.last_id = remains.last_id(snapshot);
         let mut adopted = HashSet::new();
         for (&id, frontends) in &remains.frontends {
-            let mut ranges: Vec<Range> = frontends.iter().map(|(_, frontend)| range(frontend)).collect();
+            let mut ranges: Vec<SlotRange> = frontends.iter().map(|(_, frontend)| range(frontend)).collect();
             ranges.dedup();
             // Frontends on their way from one range to the next are as good on either.
             let mut ranges = ranges.into_iter().filter(|range| ledger.slots.reserve(*range));
             let current = ranges.next();
-            let on_the_way: Vec<Range> = ranges.collect();
+            let on_the_way: Vec<SlotRange> = ranges.collect();
             on_the_way.into_iter().for_each(|range| ledger.slots.retire(range));
             if let Some(range) = current {
                 // There may be no room for what is desired, and then all of them stay on this one.
                 for (key, frontend) in frontends.iter().filter(|(_, frontend)| self::range(frontend) != range)
                 {
-                    let Range { base, count } = range;
-                    ledger.frontends.set(*key, Frontend { base, count, ..*frontend });
+                    ledger.frontends.set(*key, frontend.with_slots(range, range));
                 }
             }
             let port = remains.port(id, current.unwrap_or_default());
@@ -84,8 +82,8 @@ fn identity(port: &Port) -> (String, u8, podnet_common::wire::Family) {
     (port.name.to_string(), port.protocol.0, port.family)
 }
 
-fn range(frontend: &Frontend) -> Range {
-    if frontend.count == 0 { Range::default() } else { Range { base: frontend.base, count: frontend.count } }
+fn range(frontend: &Frontend) -> SlotRange {
+    if frontend.inside.count == 0 { SlotRange::default() } else { frontend.inside }
 }
 
 /// A snapshot, by service port.
@@ -103,9 +101,9 @@ impl<'a> Remains<'a> {
         for (key, frontend) in &snapshot.frontends {
             frontends.entry(frontend.service).or_default().push((*key, *frontend));
         }
-        frontends.values_mut().for_each(|list| {
-            list.sort_unstable_by_key(|(key, frontend)| (frontend.base, frontend.count, *key))
-        });
+        frontends
+            .values_mut()
+            .for_each(|list| list.sort_unstable_by_key(|(key, frontend)| (frontend.inside, *key)));
         let mut serving: HashMap<_, Vec<_>> = HashMap::new();
         for (id, backend) in backends.iter().filter(|(_, backend)| backend.serving()) {
             serving.entry(backend.service).or_default().push(*id);
@@ -121,7 +119,7 @@ impl<'a> Remains<'a> {
     }
 
     /// The service port with `id`, whose slots are `range`; `None` if its frontends contradict each other.
-    fn port(&self, id: ServiceId, range: Range) -> Option<Port> {
+    fn port(&self, id: ServiceId, range: SlotRange) -> Option<Port> {
         let frontends = self.frontends.get(&id)?;
         let (first, _) = frontends.first()?;
         let (protocol, family) = (first.protocol(), first.endpoint().addr.family());
@@ -131,9 +129,8 @@ impl<'a> Remains<'a> {
         {
             return None;
         }
-        let slots: Vec<BackendId> = (range.base..range.base + range.count)
-            .filter_map(|slot| self.slots.get(&slot).copied())
-            .collect();
+        let slots: Vec<BackendId> =
+            range.indices().filter_map(|slot| self.slots.get(&slot).copied()).collect();
         let slotted: HashSet<BackendId> = slots.into_iter().collect();
         let mut ids = self.serving.get(&id).cloned().unwrap_or_default();
         // Of two backends at one endpoint the one that is in use stays.

@@ -82,7 +82,7 @@ impl Frontends {
 
 #[cfg(test)]
 mod tests {
-    use podnet_common::service::ServiceId;
+    use podnet_common::service::{FrontendKind, ServiceId, SlotRange};
     use podnet_common::wire::{Be16, Endpoint, Protocol};
 
     use super::*;
@@ -92,7 +92,7 @@ mod tests {
     }
 
     fn frontend(id: u32) -> Frontend {
-        Frontend { base: 0, count: 0, service: ServiceId(id) }
+        Frontend::new(FrontendKind::CLUSTER_IP, ServiceId(id), SlotRange::default())
     }
 
     #[test]

@@ -11,14 +11,15 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use podnet_common::abi;
-use podnet_common::service::{Backend, BackendId, Frontend, FrontendKey, ServiceId};
+use podnet_common::service::{
+    Backend, BackendFlags, BackendId, Frontend, FrontendKey, FrontendKind, ServiceId, SlotRange,
+};
 use podnet_common::wire::{Endpoint, Family, Protocol};
 use thiserror::Error;
 
 use super::frontends::Frontends;
 use super::name::PortName;
 use super::places::Places;
-use super::ranges::Range;
 use super::slots::Slots;
 use crate::changes::Changes;
 use crate::cluster::model::ServicePort;
@@ -108,6 +109,9 @@ pub(super) fn rank(service: &Key, ports: &[ServicePort]) -> Rank {
     (ports.first().and_then(|port| port.created), service.clone())
 }
 
+/// An endpoint that takes part in its service port.
+const IN_USE: BackendFlags = BackendFlags::PRESENT.with(BackendFlags::SERVING);
+
 /// A service port that is installed.
 #[derive(Debug)]
 pub(super) struct Port {
@@ -117,7 +121,7 @@ pub(super) struct Port {
     pub(super) family: Family,
     pub(super) created: Option<i64>,
     pub(super) frontends: Vec<FrontendKey>,
-    pub(super) range: Range,
+    pub(super) range: SlotRange,
     /// Sorted by endpoint.
     pub(super) members: Vec<Member>,
 }
@@ -323,7 +327,7 @@ impl Ledger {
 
     /// Sees that the steps find room, and takes a range of slots for each; one that does not move gets an
     /// empty one.
-    fn make_room(&mut self, service: &Key, steps: &[Step<'_>]) -> Result<Vec<Range>, Full> {
+    fn make_room(&mut self, service: &Key, steps: &[Step<'_>]) -> Result<Vec<SlotRange>, Full> {
         let installed = self.services.get(service).map_or(&[][..], Vec::as_slice);
         let (mut frontends, mut places, mut counts, mut before) = (0_usize, 0_usize, Vec::new(), 0);
         for step in steps {
@@ -398,7 +402,7 @@ impl Ledger {
             family: port.family,
             created: port.created,
             frontends: Vec::new(),
-            range: Range::default(),
+            range: SlotRange::default(),
             members: Vec::new(),
         }
     }
@@ -409,7 +413,7 @@ impl Ledger {
         service: &Key,
         mut port: Port,
         step: Step<'_>,
-        range: Range,
+        range: SlotRange,
         outcome: &mut Outcome,
     ) -> Port {
         let desired = step.port;
@@ -418,7 +422,7 @@ impl Ledger {
             let id = match port.member(&endpoint) {
                 Some(member) => Some(member.id),
                 None => self.places.take().map(|(id, generation)| {
-                    self.changes.backends.push((id, Backend::new(endpoint, port.id, generation)));
+                    self.changes.backends.push((id, Backend::new(endpoint, port.id, generation, IN_USE)));
                     id
                 }),
             };
@@ -434,7 +438,7 @@ impl Ledger {
             let slotted = port.members.iter().filter(|member| member.slotted);
             self.changes.slots.extend((range.base..).zip(slotted.map(|member| member.id)));
         }
-        let frontend = Frontend { base: port.range.base, count: port.range.count, service: port.id };
+        let frontend = Frontend::new(FrontendKind::CLUSTER_IP, port.id, port.range);
         for key in std::mem::replace(&mut port.frontends, step.frontends) {
             if !port.frontends.contains(&key) {
                 self.give_up(&port, &key, outcome);
@@ -479,7 +483,7 @@ impl Ledger {
 
     /// Marks a backend as gone, and frees its place.
     pub(super) fn leave(&mut self, service: ServiceId, member: &Member) {
-        let backend = Backend::new(member.endpoint, service, self.places.generation(member.id));
+        let backend = Backend::new(member.endpoint, service, self.places.generation(member.id), IN_USE);
         self.changes.gone.push((member.id, backend.gone()));
         self.places.retire(member.id);
     }

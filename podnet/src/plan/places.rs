@@ -97,14 +97,14 @@ impl Places {
 
 #[cfg(test)]
 mod tests {
-    use podnet_common::service::ServiceId;
+    use podnet_common::service::{BackendFlags, ServiceId};
     use podnet_common::wire::Endpoint;
 
     use super::super::quarantine::REST;
     use super::*;
 
     fn backend(generation: u32) -> Backend {
-        Backend::new(Endpoint::default(), ServiceId(1), generation)
+        Backend::new(Endpoint::default(), ServiceId(1), generation, BackendFlags::SERVING)
     }
 
     #[test]

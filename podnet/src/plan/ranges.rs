@@ -2,12 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-/// A run of slots; an empty one is at 0 by convention.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub(super) struct Range {
-    pub(super) base: u32,
-    pub(super) count: u32,
-}
+use podnet_common::service::SlotRange;
 
 /// The free ranges of a table. Every operation costs the logarithm of their number.
 #[derive(Debug)]
@@ -23,7 +18,7 @@ impl Ranges {
     /// A table of `size` slots, all free.
     pub(super) fn new(size: u32) -> Self {
         let mut ranges = Self { by_base: BTreeMap::new(), by_count: BTreeSet::new(), free: 0 };
-        ranges.release(Range { base: 0, count: size });
+        ranges.release(SlotRange { base: 0, count: size });
         ranges
     }
 
@@ -33,18 +28,18 @@ impl Ranges {
     }
 
     /// Takes `count` slots out of the smallest range that has them.
-    pub(super) fn take(&mut self, count: u32) -> Option<Range> {
+    pub(super) fn take(&mut self, count: u32) -> Option<SlotRange> {
         if count == 0 {
-            return Some(Range::default());
+            return Some(SlotRange::default());
         }
         let &(available, base) = self.by_count.range((count, 0)..).next()?;
         self.remove(base, available);
         self.insert(base + count, available - count);
-        Some(Range { base, count })
+        Some(SlotRange { base, count })
     }
 
     /// Takes a certain range; `false` if not all of it is free.
-    pub(super) fn reserve(&mut self, range: Range) -> bool {
+    pub(super) fn reserve(&mut self, range: SlotRange) -> bool {
         let Some(end) = range.base.checked_add(range.count) else { return false };
         if range.count == 0 {
             return true;
@@ -60,8 +55,8 @@ impl Ranges {
     }
 
     /// Gives a range back.
-    pub(super) fn release(&mut self, range: Range) {
-        let Range { mut base, mut count } = range;
+    pub(super) fn release(&mut self, range: SlotRange) {
+        let SlotRange { mut base, mut count } = range;
         if count == 0 {
             return;
         }
@@ -79,19 +74,19 @@ impl Ranges {
     }
 
     /// What is free here and is not in `other`.
-    pub(super) fn beyond(&self, other: &Self) -> Vec<Range> {
+    pub(super) fn beyond(&self, other: &Self) -> Vec<SlotRange> {
         let mut beyond = Vec::new();
         for (&base, &count) in &self.by_base {
             let (mut next, end) = (base, base + count);
             let first = other.by_base.range(..=base).next_back();
             for (&free, &length) in first.into_iter().chain(other.by_base.range(base + 1..end)) {
                 if free > next {
-                    beyond.push(Range { base: next, count: free - next });
+                    beyond.push(SlotRange { base: next, count: free - next });
                 }
                 next = next.max((free + length).min(end));
             }
             if end > next {
-                beyond.push(Range { base: next, count: end - next });
+                beyond.push(SlotRange { base: next, count: end - next });
             }
         }
         beyond
@@ -122,7 +117,7 @@ mod tests {
     fn what_has_come_free_is_told_apart() {
         let taken = |list: &[(u32, u32)]| {
             let mut ranges = Ranges::new(20);
-            assert!(list.iter().all(|&(base, count)| ranges.reserve(Range { base, count })));
+            assert!(list.iter().all(|&(base, count)| ranges.reserve(SlotRange { base, count })));
             ranges
         };
         let before = taken(&[(0, 1), (3, 4), (10, 2), (19, 1)]);
@@ -132,29 +127,29 @@ mod tests {
         assert_eq!(before.beyond(&before), []);
         let all = taken(&[(0, 20)]);
         assert_eq!(all.beyond(&before), []);
-        assert_eq!(taken(&[]).beyond(&all), [Range { base: 0, count: 20 }]);
+        assert_eq!(taken(&[]).beyond(&all), [SlotRange { base: 0, count: 20 }]);
     }
 
     #[test]
     fn the_smallest_range_that_fits_is_taken() {
         let mut ranges = Ranges::new(20);
-        assert!(ranges.reserve(Range { base: 4, count: 1 }));
-        assert!(ranges.reserve(Range { base: 8, count: 1 }));
-        assert_eq!(ranges.take(3), Some(Range { base: 5, count: 3 }));
-        assert_eq!(ranges.take(4), Some(Range { base: 0, count: 4 }));
+        assert!(ranges.reserve(SlotRange { base: 4, count: 1 }));
+        assert!(ranges.reserve(SlotRange { base: 8, count: 1 }));
+        assert_eq!(ranges.take(3), Some(SlotRange { base: 5, count: 3 }));
+        assert_eq!(ranges.take(4), Some(SlotRange { base: 0, count: 4 }));
         assert_eq!(ranges.take(12), None);
-        assert_eq!(ranges.take(0), Some(Range::default()));
+        assert_eq!(ranges.take(0), Some(SlotRange::default()));
     }
 
     #[test]
     fn a_range_that_is_taken_cannot_be_reserved() {
         let mut ranges = Ranges::new(10);
-        assert!(ranges.reserve(Range { base: 2, count: 3 }));
-        assert!(!ranges.reserve(Range { base: 4, count: 1 }));
-        assert!(!ranges.reserve(Range { base: 0, count: 3 }));
-        assert!(!ranges.reserve(Range { base: 9, count: 2 }));
-        assert!(!ranges.reserve(Range { base: u32::MAX, count: 2 }));
-        assert!(ranges.reserve(Range { base: 5, count: 5 }));
+        assert!(ranges.reserve(SlotRange { base: 2, count: 3 }));
+        assert!(!ranges.reserve(SlotRange { base: 4, count: 1 }));
+        assert!(!ranges.reserve(SlotRange { base: 0, count: 3 }));
+        assert!(!ranges.reserve(SlotRange { base: 9, count: 2 }));
+        assert!(!ranges.reserve(SlotRange { base: u32::MAX, count: 2 }));
+        assert!(ranges.reserve(SlotRange { base: 5, count: 5 }));
     }
 
     proptest! {
@@ -163,7 +158,7 @@ mod tests {
             steps in prop::collection::vec((1_u32..20, any::<prop::sample::Index>(), any::<bool>()), 0..200),
         ) {
             let mut ranges = Ranges::new(100);
-            let mut held: Vec<Range> = Vec::new();
+            let mut held: Vec<SlotRange> = Vec::new();
             for (count, which, give_back) in steps {
                 if give_back && !held.is_empty() {
                     ranges.release(held.swap_remove(which.index(held.len())));
@@ -179,7 +174,7 @@ mod tests {
                 prop_assert_eq!(ranges.free(), 100 - held.iter().map(|range| range.count).sum::<u32>());
             }
             held.drain(..).for_each(|range| ranges.release(range));
-            prop_assert_eq!(ranges.take(100), Some(Range { base: 0, count: 100 }));
+            prop_assert_eq!(ranges.take(100), Some(SlotRange { base: 0, count: 100 }));
         }
     }
 }

@@ -84,7 +84,7 @@ impl Tables {
 
     fn leave(&mut self, key: &FrontendKey, now: Instant) {
         if let Some(frontend) = self.frontends.get(key) {
-            let range = frontend.base..frontend.base + frontend.count;
+            let range = frontend.inside.indices();
             self.slot_used.extend(range.map(|slot| (slot, now)));
         }
     }
@@ -92,14 +92,14 @@ impl Tables {
     fn resolve(&self, key: &FrontendKey) -> Option<Target> {
         let frontend = self.frontends.get(key)?;
         let name = PortName::decode(&self.names[&frontend.service]).unwrap().to_string();
-        let endpoints = (frontend.base..frontend.base + frontend.count).map(|slot| {
+        let endpoints = frontend.inside.indices().map(|slot| {
             let id = self.slots[&slot];
             let backend = self.backends[&id];
             assert!(backend.serving() && backend.service == frontend.service, "{key:?} leads astray");
             (backend.endpoint(), (id, backend.generation))
         });
         let endpoints: BTreeMap<_, _> = endpoints.collect();
-        assert_eq!(endpoints.len(), frontend.count as usize, "each endpoint has one slot");
+        assert_eq!(endpoints.len(), frontend.inside.count as usize, "each endpoint has one slot");
         Some((name, endpoints))
     }
 
@@ -108,9 +108,10 @@ impl Tables {
     }
 
     fn snapshot(&self) -> Snapshot {
-        let used = self.frontends.values().flat_map(|frontend| {
-            (frontend.base..frontend.base + frontend.count).map(|slot| (slot, self.slots[&slot]))
-        });
+        let used = self
+            .frontends
+            .values()
+            .flat_map(|frontend| frontend.inside.indices().map(|slot| (slot, self.slots[&slot])));
         Snapshot {
             frontends: self.frontends.iter().map(|(key, frontend)| (*key, *frontend)).collect(),
             slots: used.collect(),

@@ -2,14 +2,16 @@
 
 use std::time::Instant;
 
+use podnet_common::service::SlotRange;
+
 use super::quarantine::Quarantine;
-use super::ranges::{Range, Ranges};
+use super::ranges::Ranges;
 
 #[derive(Debug)]
 pub(super) struct Slots {
     size: u32,
     ranges: Ranges,
-    quarantine: Quarantine<Range>,
+    quarantine: Quarantine<SlotRange>,
 }
 
 impl Slots {
@@ -26,12 +28,12 @@ impl Slots {
         self.size - self.ranges.free()
     }
 
-    pub(super) fn reserve(&mut self, range: Range) -> bool {
+    pub(super) fn reserve(&mut self, range: SlotRange) -> bool {
         self.ranges.reserve(range)
     }
 
     /// Takes a range for each of `counts`, or none at all; `keep` slots remain free then.
-    pub(super) fn take(&mut self, counts: &[u32], keep: u32) -> Option<Vec<Range>> {
+    pub(super) fn take(&mut self, counts: &[u32], keep: u32) -> Option<Vec<SlotRange>> {
         let wanted = counts.iter().map(|&count| u64::from(count)).sum::<u64>();
         if wanted > 0 && wanted + u64::from(keep) > u64::from(self.ranges.free()) {
             return None;
@@ -50,12 +52,12 @@ impl Slots {
     }
 
     /// Frees ranges that nobody has seen: they need no rest.
-    pub(super) fn put_back(&mut self, ranges: Vec<Range>) {
+    pub(super) fn put_back(&mut self, ranges: Vec<SlotRange>) {
         ranges.into_iter().for_each(|range| self.ranges.release(range));
     }
 
     /// Frees a range that packets may still be reading.
-    pub(super) fn retire(&mut self, range: Range) {
+    pub(super) fn retire(&mut self, range: SlotRange) {
         if range.count > 0 {
             self.quarantine.put(range);
         }
