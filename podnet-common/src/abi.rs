@@ -5,6 +5,7 @@
 
 use core::mem::size_of;
 
+use crate::affinity::{Affinity, AffinityKey};
 use crate::conntrack::{Flow, Tuple};
 use crate::service::{Backend, BackendId, Frontend, FrontendKey};
 use crate::socket::{Peer, PeerKey};
@@ -23,6 +24,8 @@ pub const BACKENDS: &str = "BACKENDS";
 pub const FLOWS: &str = "FLOWS";
 /// `PeerKey -> Peer`, an LRU hash.
 pub const PEERS: &str = "PEERS";
+/// `AffinityKey -> Affinity`, an LRU hash.
+pub const AFFINITY: &str = "AFFINITY";
 /// `ServiceId -> ServiceName`, a hash that only user space reads and writes.
 pub const NAMES: &str = "NAMES";
 /// `index -> u64`, an array: the words of [`filter`](crate::filter).
@@ -34,6 +37,8 @@ pub const NETWORKS: &str = "NETWORKS";
 /// `Reason -> u64`, a per-CPU array of counters.
 pub const COUNTERS: &str = "COUNTERS";
 
+/// `.rodata` of the socket programs: the cookie of the node's own network namespace.
+pub const NODE_NETNS: &str = "NODE_NETNS";
 /// `.rodata` of the socket programs: the network namespace cookie they are limited to, 0 for all.
 pub const SOCKET_NETNS: &str = "SOCKET_NETNS";
 
@@ -42,10 +47,12 @@ pub const SOCKET_NETNS: &str = "SOCKET_NETNS";
 pub type ServiceName = [u8; 192];
 
 const _: () = assert!(size_of::<Tuple>() == 40);
-const _: () = assert!(size_of::<Flow>() == 56);
+const _: () = assert!(size_of::<Flow>() == 64);
 const _: () = assert!(size_of::<FrontendKey>() == 24);
 const _: () = assert!(size_of::<Frontend>() == 28);
 const _: () = assert!(size_of::<Backend>() == 32);
 const _: () = assert!(size_of::<BackendId>() == 4);
+const _: () = assert!(size_of::<AffinityKey>() == 24);
+const _: () = assert!(size_of::<Affinity>() == 12);
 const _: () = assert!(size_of::<PeerKey>() == 32);
 const _: () = assert!(size_of::<Peer>() == 32);

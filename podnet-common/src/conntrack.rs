@@ -9,6 +9,7 @@ use core::fmt;
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
+use crate::frame::Mac;
 use crate::packet::TcpFlags;
 use crate::service::BackendRef;
 use crate::wire::{Addr, Be16, Endpoint, Protocol};
@@ -243,6 +244,26 @@ impl fmt::Debug for State {
     }
 }
 
+/// Where a flow's client is, which says how its packets go on once they are translated.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(transparent)]
+pub struct Way(u8);
+
+impl Way {
+    /// A pod of this node: all goes on through the node's stack, answers are translated at the client's
+    /// interface.
+    pub const POD: Self = Self(0);
+    /// Outside of this node, and known to the backend by its own address: answers are translated as they
+    /// leave the node.
+    pub const OUTSIDE: Self = Self(1);
+    /// The node itself: its packets are translated as they leave it and sent to the backend; answers come
+    /// back in by the interface that the client's packets went out by.
+    pub const NODE: Self = Self(2);
+    /// The backend knows the client by this node's address: both directions are translated where they enter
+    /// the node and sent on at once.
+    pub const MASQUERADE: Self = Self(3);
+}
+
 /// One direction of a flow: the value of the flow table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
@@ -255,9 +276,16 @@ pub struct Flow {
     pub backend: BackendRef,
     /// When a packet was last seen, give or take [`REFRESH`].
     pub seen: Time,
+    /// The interface by which the client's packets come in, or go out if it is the node; 0: not known.
+    pub client_interface: u32,
+    /// The interface of this node behind which the backend is; 0: not known.
+    pub backend_interface: u32,
     /// What the flow has been seen to do.
     pub state: State,
-    zero: [u8; 7],
+    /// Where the client is.
+    pub way: Way,
+    /// The MAC address of the client's interface, where the client is the node.
+    pub client_mac: Mac,
 }
 
 /// How old [`Flow::seen`] may get before a packet writes it anew, in units of [`Time`]: about a second.
@@ -269,6 +297,9 @@ impl Flow {
     #[inline(always)]
     pub const fn new(to: &Tuple, backend: BackendRef, state: State, now: Time) -> Self {
         Self {
+            client_interface: 0,
+            backend_interface: 0,
+            way: Way::POD,
             source: to.source,
             destination: to.destination,
             source_port: to.source_port,
@@ -276,8 +307,44 @@ impl Flow {
             backend,
             seen: now,
             state,
-            zero: [0; 7],
+            client_mac: [0; 6],
         }
+    }
+
+    /// The same entry of a flow whose client is on `way`, behind `interface`.
+    #[inline(always)]
+    #[must_use]
+    pub const fn on(self, way: Way, interface: u32, mac: Mac) -> Self {
+        Self { way, client_interface: interface, client_mac: mac, ..self }
+    }
+
+    /// The same entry in `state`.
+    #[inline(always)]
+    #[must_use]
+    pub const fn seen_in(self, state: State) -> Self {
+        Self { state, ..self }
+    }
+
+    /// The other entry of this one's flow, where this one translates `from`.
+    #[inline(always)]
+    #[must_use]
+    pub const fn other(&self, from: &Tuple, state: State, now: Time) -> Self {
+        let other = from.reply();
+        Self {
+            source: other.source,
+            destination: other.destination,
+            source_port: other.source_port,
+            destination_port: other.destination_port,
+            seen: now,
+            state: state.opposite(),
+            ..*self
+        }
+    }
+
+    /// Whether an answer is translated where it comes into the node, and not where it reaches the client.
+    #[inline(always)]
+    pub const fn answered_on_entry(&self) -> bool {
+        self.state.hairpin() || matches!(self.way, Way::NODE | Way::MASQUERADE)
     }
 
     /// The tuple that the entry's packets get.

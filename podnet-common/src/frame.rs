@@ -5,6 +5,9 @@ use zerocopy::{FromBytes, Immutable, IntoBytes};
 use crate::checksum::Delta;
 use crate::wire::Be16;
 
+/// An Ethernet address.
+pub type Mac = [u8; 6];
+
 /// How the L4 checksum of a frame has to change.
 ///
 /// An intent, not bytes: an skb may carry a *partial* checksum, of the pseudo header only, to be completed

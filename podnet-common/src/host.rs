@@ -8,15 +8,17 @@ use std::vec::Vec;
 
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
+use crate::affinity::{Affinity, AffinityKey};
 use crate::conntrack::{Flow, State, Time, Tuple};
 use crate::filter::Place;
 use crate::frame::{Frame, L4Patch, patch_field};
+use crate::network::{Network, ServiceNetworks, Source};
 use crate::service::{
     Backend, BackendFlags, BackendId, Frontend, FrontendKey, FrontendKind, ServiceId, SlotRange,
 };
-use crate::socket::{Peer, PeerKey, Sockets};
-use crate::tables::{InsertError, Overwrite, Services, Tables};
-use crate::wire::{Be16, Endpoint, Protocol};
+use crate::socket::{Known, Peer, PeerKey, Sockets};
+use crate::tables::{InsertError, Overwrite, Services, Tables, WayOut};
+use crate::wire::{Addr, Be16, Endpoint, Protocol};
 
 /// The flags of a backend that takes connections.
 const IN_USE: BackendFlags = BackendFlags::PRESENT.with(BackendFlags::SERVING).with(BackendFlags::IN_CLUSTER);
@@ -59,6 +61,19 @@ pub struct HostTables {
     pub peers: HashMap<PeerKey, Peer>,
     /// How many entries the peer table takes.
     pub peer_capacity: usize,
+    /// The affinity table.
+    pub affinities: HashMap<AffinityKey, Affinity>,
+    /// The source ranges of service ports: those whose addresses share their first bits, as many as the
+    /// number says in their own family.
+    pub sources: Vec<(Source, u8)>,
+    /// The networks that ClusterIPs are taken from.
+    pub networks: ServiceNetworks,
+    /// The interface at which packets are met.
+    pub interface: u32,
+    /// How packets leave the node, all of them.
+    pub way_out: Option<WayOut>,
+    /// The cookie of the socket that sends the packet at hand.
+    pub cookie: u64,
     /// The time.
     pub now: Time,
     /// The next random numbers; after them it is [`seed`](Self::seed)'s turn.
@@ -78,6 +93,12 @@ impl Default for HostTables {
             flow_capacity: usize::MAX,
             peers: HashMap::new(),
             peer_capacity: usize::MAX,
+            affinities: HashMap::new(),
+            sources: Vec::new(),
+            networks: ServiceNetworks::default(),
+            interface: 1,
+            way_out: None,
+            cookie: 0,
             now: Time::default(),
             drawn: VecDeque::new(),
             seed: 0,
@@ -152,7 +173,9 @@ impl HostTables {
     }
 
     fn places(&self) -> impl Iterator<Item = Place> {
-        let frontends = self.frontends.keys().map(|key| Place::of_frontend(key.endpoint().addr));
+        let left = self.backends.iter().filter(|backend| !backend.serving());
+        let left = left.map(|backend| Place::of_frontend(backend.endpoint().addr));
+        let frontends = self.frontends.keys().map(|key| Place::of_frontend(key.endpoint().addr)).chain(left);
         let backends = self.backends.iter().map(|backend| Place::of_backend(backend.endpoint()));
         let flows = self.flows.keys().flat_map(|tuple| {
             [Place::of_frontend(tuple.destination().addr), Place::of_backend(tuple.source())]
@@ -179,6 +202,18 @@ impl Services for HostTables {
         self.backends.get(place(id.0)).copied()
     }
 
+    fn now(&self) -> Time {
+        self.now
+    }
+
+    fn affinity(&self, key: &AffinityKey) -> Option<Affinity> {
+        self.affinities.get(key).copied()
+    }
+
+    fn remember_client(&mut self, key: &AffinityKey, affinity: &Affinity) {
+        self.affinities.insert(*key, *affinity);
+    }
+
     /// Splitmix64, where no number was set.
     fn random(&mut self) -> u32 {
         if let Some(drawn) = self.drawn.pop_front() {
@@ -193,10 +228,6 @@ impl Services for HostTables {
 }
 
 impl Tables for HostTables {
-    fn now(&self) -> Time {
-        self.now
-    }
-
     fn flow(&self, tuple: &Tuple) -> Option<Flow> {
         self.flows.get(tuple).copied()
     }
@@ -215,6 +246,32 @@ impl Tables for HostTables {
                 Ok(())
             }
         }
+    }
+
+    fn in_service_network(&self, addr: Addr) -> bool {
+        self.networks.contain(addr)
+    }
+
+    fn admits(&self, service: ServiceId, source: Addr) -> bool {
+        self.sources.iter().any(|(range, length)| {
+            range.service() == service && Network::new(range.addr(), *length).contains(source)
+        })
+    }
+
+    fn interface(&self) -> u32 {
+        self.interface
+    }
+
+    fn way_out(&self, _: &Tuple) -> Option<WayOut> {
+        self.way_out
+    }
+
+    fn led(&self, destination: Endpoint, protocol: Protocol) -> Option<Peer> {
+        self.peer(&PeerKey::new(self.cookie, Known::Backend, destination, protocol))
+    }
+
+    fn remove_flow(&mut self, tuple: &Tuple) {
+        self.flows.remove(tuple);
     }
 
     fn touch_flow(&mut self, tuple: &Tuple, progress: State, now: Time) -> bool {

@@ -14,6 +14,7 @@
 extern crate std;
 
 pub mod abi;
+pub mod affinity;
 pub mod checksum;
 pub mod conntrack;
 pub mod filter;

@@ -6,6 +6,32 @@ use crate::frame::{Frame, L4Patch};
 use crate::packet::{ETHERNET, Packet, checksum_field};
 use crate::wire::{Be16, Family, Protocol};
 
+/// Counts a hop: lowers the time to live (RFC 791, 3.2) or hop limit (RFC 8200, 3). `None` if that ends it;
+/// nothing has changed then.
+#[inline(always)]
+pub fn hop<F: Frame>(frame: &mut F, family: Family) -> Option<()> {
+    match family {
+        Family::V4 => {
+            // The protocol shares a word of the header's checksum with it.
+            let before: Be16 = frame.load(ETHERNET + 8)?;
+            if before.get() < 0x0200 {
+                return None;
+            }
+            let after = Be16::new(before.get() - 0x0100);
+            let field: Be16 = frame.load(ETHERNET + 10)?;
+            frame.store(ETHERNET + 8, after)?;
+            frame.store(ETHERNET + 10, Delta::NONE.word(before, after).apply(field))
+        }
+        Family::V6 => {
+            let limit: u8 = frame.load(ETHERNET + 7)?;
+            if limit < 2 {
+                return None;
+            }
+            frame.store(ETHERNET + 7, limit - 1)
+        }
+    }
+}
+
 /// Writes the addresses and ports of `to` into the frame that `packet` was parsed from, and mends its
 /// checksums by difference. `None` if the frame does not hold what was parsed.
 #[inline(always)]

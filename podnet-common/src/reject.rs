@@ -84,16 +84,22 @@ pub fn reply<F: Frame>(frame: &mut F, packet: &Packet) -> Option<()> {
 fn reset<F: Frame>(frame: &mut F, packet: &Packet) -> Option<()> {
     let answer = packet.tuple.reply();
     let (source, destination) = (answer.source(), answer.destination());
-    // Only SYNs are refused: the answer acknowledges the one number a SYN takes, and its data.
-    let sequence: Be32 = frame.load(packet.l4 + 4)?;
-    let taken = data_length(frame, packet)?.wrapping_add(1);
+    let [sent, acknowledged]: [Be32; 2] = frame.load(packet.l4 + 4)?;
+    // In a connection the answer stands where the other side's next segment would. A SYN has nothing to
+    // say about that: the answer acknowledges the one number that it takes, and its data.
+    let (sequence, acknowledgement, flags) = if packet.flags.has(TcpFlags::ACK) {
+        (acknowledged, Be32::default(), TcpFlags::RST)
+    } else {
+        let taken = data_length(frame, packet)?.wrapping_add(1);
+        (Be32::default(), Be32::new(sent.get().wrapping_add(taken)), TcpFlags::RST | TcpFlags::ACK)
+    };
     let mut header = TcpHeader {
         source_port: source.port,
         destination_port: destination.port,
-        sequence: Be32::default(),
-        acknowledgement: Be32::new(sequence.get().wrapping_add(taken)),
+        sequence,
+        acknowledgement,
         data_offset: 5 << 4,
-        flags: TcpFlags::RST | TcpFlags::ACK,
+        flags,
         window: Be16::default(),
         checksum: Be16::default(),
         urgent: Be16::default(),
@@ -101,6 +107,7 @@ fn reset<F: Frame>(frame: &mut F, packet: &Packet) -> Option<()> {
     header.checksum = pseudo_header(source, destination, Protocol::TCP, Be16::new(20))
         .word(source.port)
         .word(destination.port)
+        .double_word(header.sequence.raw())
         .double_word(header.acknowledgement.raw())
         .word(Be16::new(u16::from(header.data_offset) << 8 | u16::from(header.flags)))
         .finish();

@@ -1,11 +1,14 @@
 //! Choosing a backend for a new connection.
 //!
-//! The choice is a slot, drawn uniformly. What the slots hold is user space's business: equal shares,
-//! weights or a permutation of them all are tables, not code.
+//! The choice is a slot, drawn uniformly, unless the client is remembered. What the slots hold is user
+//! space's business: equal shares, weights or a permutation of them all are tables, not code.
 
-use crate::service::{Backend, BackendId, BackendRef, SlotRange};
+use crate::affinity::{Affinity, AffinityKey};
+use crate::service::{
+    Backend, BackendFlags, BackendId, BackendRef, Frontend, FrontendFlags, FrontendKind, SlotRange,
+};
 use crate::tables::Services;
-use crate::wire::Endpoint;
+use crate::wire::{Addr, Endpoint};
 
 /// The backend chosen for a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -14,11 +17,81 @@ pub struct Choice {
     pub endpoint: Endpoint,
     /// How flows remember it.
     pub backend: BackendRef,
+    /// Whether it is on this node.
+    pub local: bool,
+}
+
+/// From which side a connection comes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Side {
+    /// From a pod of this node, or from the node itself.
+    Inside,
+    /// From anywhere else.
+    Outside,
+}
+
+/// Why a connection gets no backend.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Nobody {
+    /// No endpoint can serve: the client is refused.
+    NoEndpoints,
+    /// The address has no such port: the client is refused.
+    NoPort,
+    /// Endpoints elsewhere could serve and the traffic policy forbids it: the packet is dropped.
+    NoneLocal,
+}
+
+/// The backend of `frontend` for a new connection of `client`, coming from `side`.
+///
+/// A client that is remembered gets the backend it had, if that is still in the set that is to be chosen
+/// from. A choice is remembered from now on, another time each time: by new connections, not by packets.
+///
+/// # Errors
+/// [`Nobody`] if there is none.
+#[inline(always)]
+pub fn select<S: Services>(
+    services: &mut S,
+    frontend: &Frontend,
+    side: Side,
+    client: Addr,
+) -> Result<Choice, Nobody> {
+    let (slots, local, drop) = match side {
+        Side::Inside => (frontend.inside, FrontendFlags::INSIDE_LOCAL, FrontendFlags::INSIDE_DROP),
+        Side::Outside => (frontend.outside, FrontendFlags::OUTSIDE_LOCAL, FrontendFlags::OUTSIDE_DROP),
+    };
+    let nobody = if frontend.flags.has(drop) {
+        Nobody::NoneLocal
+    } else if matches!(frontend.kind, FrontendKind::CLUSTER_IP_REST) {
+        Nobody::NoPort
+    } else {
+        Nobody::NoEndpoints
+    };
+    if frontend.affinity == 0 {
+        return draw(services, slots).ok_or(nobody);
+    }
+    let set = if frontend.flags.has(local) { BackendFlags::IN_LOCAL } else { BackendFlags::IN_CLUSTER };
+    let key = AffinityKey::new(frontend.service, client);
+    let now = services.now();
+    let remembered = services.affinity(&key).filter(|affinity| affinity.holds(frontend.affinity, now));
+    let choice = match remembered.and_then(|affinity| recall(services, affinity.backend, set)) {
+        Some(choice) => choice,
+        None => draw(services, slots).ok_or(nobody)?,
+    };
+    services.remember_client(&key, &Affinity::new(choice.backend, now));
+    Ok(choice)
+}
+
+/// The backend that was chosen before, if it is still the same and in the set.
+#[inline(always)]
+fn recall<S: Services>(services: &S, remembered: BackendRef, set: BackendFlags) -> Option<Choice> {
+    let backend = services.backend(remembered.id)?;
+    let valid = backend.generation == remembered.generation && backend.flags.has(set);
+    valid.then(|| choice(remembered.id, &backend))
 }
 
 /// Draws a backend of `slots`; `None` if there is none.
 #[inline(always)]
-pub fn select<S: Services>(services: &mut S, slots: SlotRange) -> Option<Choice> {
+fn draw<S: Services>(services: &mut S, slots: SlotRange) -> Option<Choice> {
     if slots.count == 0 {
         return None;
     }
@@ -26,6 +99,15 @@ pub fn select<S: Services>(services: &mut S, slots: SlotRange) -> Option<Choice>
     // interval"); the bias of count / 2^32 is beyond measuring.
     let drawn = (u64::from(services.random()) * u64::from(slots.count)) >> 32;
     let id = services.slot(slots.base.wrapping_add(drawn as u32)).filter(|id| *id != BackendId::NOBODY)?;
-    let backend: Backend = services.backend(id)?;
-    Some(Choice { endpoint: backend.endpoint(), backend: BackendRef { id, generation: backend.generation } })
+    let backend = services.backend(id)?;
+    Some(choice(id, &backend))
+}
+
+#[inline(always)]
+const fn choice(id: BackendId, backend: &Backend) -> Choice {
+    Choice {
+        endpoint: backend.endpoint(),
+        backend: BackendRef { id, generation: backend.generation },
+        local: backend.flags.has(BackendFlags::LOCAL),
+    }
 }

@@ -30,8 +30,8 @@ impl FrontendKey {
         Self { addr: endpoint.addr, port: endpoint.port, protocol, zero: [0; 5] }
     }
 
-    /// The frontend of all other ports and protocols at `addr`: there for a ClusterIP, without slots, so that
-    /// what nobody serves there is refused.
+    /// The frontend of all other ports and protocols at `addr`, of kind [`FrontendKind::CLUSTER_IP_REST`]:
+    /// there for a ClusterIP, without slots, so that what nobody serves there is refused.
     #[inline(always)]
     pub const fn rest_of(addr: Addr) -> Self {
         Self::new(Endpoint { addr, port: Be16::new(0) }, Protocol(0))
@@ -158,10 +158,13 @@ impl FrontendKind {
     /// An address of the node, at a `hostPort` of a pod on it.
     pub const HOST_PORT: Self = Self(4);
 
+    /// All ports of an address of `spec.clusterIPs` that no Service has.
+    pub const CLUSTER_IP_REST: Self = Self(5);
+
     /// The name for people, as in the field's own objects.
     pub const fn name(self) -> &'static str {
         match self {
-            Self::CLUSTER_IP => "ClusterIP",
+            Self::CLUSTER_IP | Self::CLUSTER_IP_REST => "ClusterIP",
             Self::NODE_PORT => "NodePort",
             Self::LOAD_BALANCER => "LoadBalancer",
             Self::EXTERNAL_IP => "externalIP",

@@ -6,8 +6,9 @@
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
-use crate::select::select;
-use crate::service::{BackendRef, FrontendKey};
+use crate::affinity::sockets_of;
+use crate::select::{Nobody, Side, select};
+use crate::service::{BackendRef, FrontendFlags, FrontendKey};
 use crate::tables::Services;
 use crate::verdict::Reason;
 use crate::wire::{Addr, Be16, Endpoint, Protocol};
@@ -77,6 +78,16 @@ pub trait Sockets: Services {
     fn remember(&mut self, key: &PeerKey, peer: &Peer);
 }
 
+/// Whose socket it is.
+pub trait Caller {
+    /// The socket's cookie: a number that no other socket has had since the machine started.
+    fn cookie(&self) -> u64;
+    /// The cookie of its network namespace.
+    fn netns(&self) -> u64;
+    /// Whether that is the node's own.
+    fn on_node(&self) -> bool;
+}
+
 /// What becomes of a socket call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
@@ -90,26 +101,32 @@ pub enum Verdict {
 
 /// Decides where `connect()` to `destination` leads.
 #[inline(always)]
-pub fn connect<S: Sockets>(
+pub fn connect<S: Sockets, C: Caller>(
     sockets: &mut S,
-    cookie: u64,
+    caller: &C,
     destination: Endpoint,
     protocol: Protocol,
 ) -> Verdict {
-    lead(sockets, cookie, destination, protocol, Reason::SocketConnect)
+    lead(sockets, caller, destination, protocol, Reason::SocketConnect)
 }
 
 /// Decides where a datagram to `destination` goes. A socket's datagrams to one Service go to one backend
 /// as long as it serves.
 #[inline(always)]
-pub fn send<S: Sockets>(sockets: &mut S, cookie: u64, destination: Endpoint, protocol: Protocol) -> Verdict {
+pub fn send<S: Sockets, C: Caller>(
+    sockets: &mut S,
+    caller: &C,
+    destination: Endpoint,
+    protocol: Protocol,
+) -> Verdict {
+    let cookie = caller.cookie();
     let key = PeerKey::new(cookie, Known::Service, destination, protocol);
     if let Some(peer) = sockets.peer(&key)
         && sockets.serves(peer.backend)
     {
         return Verdict::Lead(peer.endpoint(), Reason::SocketSend);
     }
-    let verdict = lead(sockets, cookie, destination, protocol, Reason::SocketSend);
+    let verdict = lead(sockets, caller, destination, protocol, Reason::SocketSend);
     if let Verdict::Lead(endpoint, _) = verdict
         && let Some(back) = sockets.peer(&PeerKey::new(cookie, Known::Backend, endpoint, protocol))
     {
@@ -131,20 +148,34 @@ pub fn peer_name<S: Sockets>(sockets: &S, cookie: u64, peer: Endpoint, protocol:
 }
 
 #[inline(always)]
-fn lead<S: Sockets>(
+fn lead<S: Sockets, C: Caller>(
     sockets: &mut S,
-    cookie: u64,
+    caller: &C,
     destination: Endpoint,
     protocol: Protocol,
     reason: Reason,
 ) -> Verdict {
     let Some(frontend) = sockets.frontend(&FrontendKey::new(destination, protocol)) else {
+        return match sockets.frontend(&FrontendKey::rest_of(destination.addr)) {
+            Some(_) => Verdict::Refuse(Reason::SocketRefused),
+            None => Verdict::Pass,
+        };
+    };
+    // A packet tells its source, a socket may have none yet; and a loopback address is another one in
+    // every network namespace.
+    if frontend.flags.has(FrontendFlags::SOURCE_RANGES)
+        || frontend.flags.has(FrontendFlags::LOOPBACK) && !caller.on_node()
+    {
         return Verdict::Pass;
+    }
+    let client = if frontend.affinity == 0 { Addr::default() } else { sockets_of(caller.netns()) };
+    let choice = match select(sockets, &frontend, Side::Inside, client) {
+        Ok(choice) => choice,
+        Err(Nobody::NoEndpoints | Nobody::NoPort) => return Verdict::Refuse(Reason::SocketRefused),
+        // Its packets are dropped.
+        Err(Nobody::NoneLocal) => return Verdict::Pass,
     };
-    let Some(choice) = select(sockets, frontend.inside) else {
-        return Verdict::Refuse(Reason::SocketRefused);
-    };
-    let key = PeerKey::new(cookie, Known::Backend, choice.endpoint, protocol);
+    let key = PeerKey::new(caller.cookie(), Known::Backend, choice.endpoint, protocol);
     sockets.remember(&key, &Peer::new(destination, choice.backend));
     Verdict::Lead(choice.endpoint, reason)
 }

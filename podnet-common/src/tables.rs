@@ -1,8 +1,11 @@
 //! The door to state.
 
+use crate::affinity::{Affinity, AffinityKey};
 use crate::conntrack::{Flow, State, Time, Tuple};
 use crate::filter::Place;
-use crate::service::{Backend, BackendId, BackendRef, Frontend, FrontendKey};
+use crate::service::{Backend, BackendFlags, BackendId, BackendRef, Frontend, FrontendKey, ServiceId};
+use crate::socket::Peer;
+use crate::wire::{Addr, Endpoint, Protocol};
 
 /// Why a flow could not be written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -22,6 +25,15 @@ pub enum Overwrite {
     Yes,
 }
 
+/// How a packet leaves this node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct WayOut {
+    /// By which interface.
+    pub interface: u32,
+    /// This node's address there.
+    pub source: Addr,
+}
+
 /// What decisions need to know: read by everybody, written by user space.
 pub trait Services {
     /// The frontend at this address.
@@ -32,19 +44,30 @@ pub trait Services {
     fn backend(&self, id: BackendId) -> Option<Backend>;
     /// A random number.
     fn random(&mut self) -> u32;
+    /// The time, of a clock that does not jump.
+    fn now(&self) -> Time;
+    /// What is remembered of a client.
+    fn affinity(&self, key: &AffinityKey) -> Option<Affinity>;
+    /// Remembers `affinity`, in place of what was there. A table that takes no more costs the client its
+    /// affinity, not the connection.
+    fn remember_client(&mut self, key: &AffinityKey, affinity: &Affinity);
 
     /// Whether the backend that a flow remembers is still the same and may serve it.
     #[inline(always)]
     fn serves(&self, remembered: BackendRef) -> bool {
+        self.has(remembered, BackendFlags::SERVING)
+    }
+
+    /// Whether the backend that a flow remembers is still the same and has `flags`.
+    #[inline(always)]
+    fn has(&self, remembered: BackendRef, flags: BackendFlags) -> bool {
         self.backend(remembered.id)
-            .is_some_and(|backend| backend.serving() && backend.generation == remembered.generation)
+            .is_some_and(|backend| backend.flags.has(flags) && backend.generation == remembered.generation)
     }
 }
 
 /// The tables of the packet path.
 pub trait Tables: Services {
-    /// The time, of a clock that does not jump.
-    fn now(&self) -> Time;
     /// The entry for packets of `tuple`.
     fn flow(&self, tuple: &Tuple) -> Option<Flow>;
     /// A word of the [`filter`](crate::filter).
@@ -56,6 +79,18 @@ pub trait Tables: Services {
         self.filter_word(place.index) & place.mask == place.mask
     }
 
+    /// Whether `addr` is in a network that ClusterIPs are taken from.
+    fn in_service_network(&self, addr: Addr) -> bool;
+    /// Whether `source` is in a source range of `service`.
+    fn admits(&self, service: ServiceId, source: Addr) -> bool;
+    /// The interface at which the packet at hand is met.
+    fn interface(&self) -> u32;
+    /// How the packet at hand goes on if it is to go to `to`'s destination; `None` if there is no route.
+    fn way_out(&self, to: &Tuple) -> Option<WayOut>;
+    /// The Service that the socket which sends the packet at hand was led away from, if it was led to
+    /// `destination`.
+    fn led(&self, destination: Endpoint, protocol: Protocol) -> Option<Peer>;
+
     /// Writes an entry.
     ///
     /// # Errors
@@ -64,4 +99,6 @@ pub trait Tables: Services {
     /// Notes in the entry for `tuple` that a packet was seen at `now` and what `progress` it made;
     /// `false` if there is no such entry.
     fn touch_flow(&mut self, tuple: &Tuple, progress: State, now: Time) -> bool;
+    /// Removes the entry for `tuple`, if there is one.
+    fn remove_flow(&mut self, tuple: &Tuple);
 }

@@ -9,6 +9,10 @@ pub enum Verdict {
     Translated(Reason),
     /// Back out of the interface it came in by.
     Return(Reason),
+    /// Out of the interface with this index, to the next hop on its way.
+    Forward(u32, Reason),
+    /// Into the node by the interface with this index, as if it had come in there.
+    Inject(u32, Reason),
     /// Nowhere.
     Drop(Reason),
 }
@@ -17,9 +21,12 @@ impl Verdict {
     /// Why.
     pub const fn reason(self) -> Reason {
         match self {
-            Self::Pass(reason) | Self::Translated(reason) | Self::Return(reason) | Self::Drop(reason) => {
-                reason
-            }
+            Self::Pass(reason)
+            | Self::Translated(reason)
+            | Self::Return(reason)
+            | Self::Forward(_, reason)
+            | Self::Inject(_, reason)
+            | Self::Drop(reason) => reason,
         }
     }
 }
@@ -76,8 +83,24 @@ reasons! {
     Moved = "moved",
     /// to a Service without endpoints: refused
     NoEndpoints = "no_endpoints",
+    /// to a port that no Service has at a ClusterIP: refused
+    NoPort = "no_port",
+    /// to a Service that may only use endpoints on this node, and none is: dropped
+    NoneLocal = "none_local",
+    /// to a load balancer's address, from a source outside its ranges: dropped
+    SourceRange = "source_range",
+    /// to an address of the Services' networks that no Service has: dropped
+    Unassigned = "unassigned",
+    /// of a TCP connection whose backend is gone: reset
+    BackendGone = "backend_gone",
+    /// no route leads to the backend or back to the client: dropped
+    NoRoute = "no_route",
+    /// at the end of its time to live: passed, for the node's stack to tell its sender
+    Expired = "expired",
     /// the backend already has a connection from this address and port: dropped
     Collision = "collision",
+    /// all source ports tried for a masqueraded connection are in use: dropped
+    SourcePorts = "source_ports",
     /// the flow table takes no more: dropped
     FlowTableFull = "flow_table_full",
     /// connect() to a Service: led to a backend

@@ -3,13 +3,15 @@
 
 mod support;
 
+use podnet_common::affinity::{Affinity, AffinityKey};
 use podnet_common::conntrack::{Flow, REFRESH, State, Time, Tuple};
 use podnet_common::host::HostTables;
 use podnet_common::route::{from_pod, to_pod};
 use podnet_common::service::{Backend, BackendFlags, BackendId, Frontend, FrontendKey, ServiceId};
-use podnet_common::tables::{InsertError, Overwrite, Services, Tables};
+use podnet_common::socket::Peer;
+use podnet_common::tables::{InsertError, Overwrite, Services, Tables, WayOut};
 use podnet_common::verdict::{Reason, Verdict};
-use podnet_common::wire::{Endpoint, Family, Protocol};
+use podnet_common::wire::{Addr, Endpoint, Family, Protocol};
 use support::*;
 
 /// Two backends of one Service, and random numbers that choose either.
@@ -197,16 +199,38 @@ fn a_datagram_of_a_deleted_service_is_not_podnets() {
     }
 }
 
+/// A backend that is ready no more, or terminating, goes on with the connections it has.
 #[test]
-fn a_connection_stays_with_a_backend_that_is_gone() {
+fn a_connection_stays_with_a_backend_that_no_longer_serves() {
     for mut cast in tcp_casts() {
         cast.open();
-        cast.tables.change(cast.ids[0], Backend::gone);
+        cast.tables.change(cast.ids[0], |mut backend| {
+            backend.flags = BackendFlags::PRESENT;
+            backend
+        });
         cast.tables.point(cast.service, cast.protocol, ServiceId(1), &[]);
         assert_eq!(cast.send(ACK), (Reason::Established, cast.backends[0]));
         assert_eq!(cast.answer(cast.backends[0], ACK), (Reason::Reply, cast.service));
         cast.tables.frontends.clear();
         assert_eq!(cast.send(ACK), (Reason::Established, cast.backends[0]));
+    }
+}
+
+/// Its client would wait for answers until it gives up. The reset stands where the next segment of the
+/// backend would, or the client would not believe it (RFC 9293, 3.5.3).
+#[test]
+fn a_connection_to_a_backend_that_is_gone_is_reset() {
+    for mut cast in tcp_casts() {
+        cast.open();
+        cast.tables.change(cast.ids[0], Backend::gone);
+        let sent = data(cast.client, cast.service, Protocol::TCP);
+        let mut answer = sent.clone();
+        assert_eq!(from_pod(&mut answer, &mut cast.tables), Verdict::Return(Reason::BackendGone));
+        let seen = read(&answer).unwrap();
+        assert_eq!((seen.from(), seen.to()), (cast.service, cast.client));
+        let Transport::Tcp(header, payload) = seen.transport else { panic!("{seen:?}") };
+        assert!(header.rst && !header.ack && payload.is_empty());
+        assert_eq!(header.sequence_number, 0x1234_5678, "what the client has acknowledged");
     }
 }
 
@@ -541,11 +565,35 @@ impl Services for Raced {
     fn random(&mut self) -> u32 {
         self.tables.random()
     }
+    fn now(&self) -> Time {
+        self.tables.now()
+    }
+    fn affinity(&self, key: &AffinityKey) -> Option<Affinity> {
+        self.tables.affinity(key)
+    }
+    fn remember_client(&mut self, key: &AffinityKey, affinity: &Affinity) {
+        self.tables.remember_client(key, affinity);
+    }
 }
 
 impl Tables for Raced {
-    fn now(&self) -> Time {
-        self.tables.now()
+    fn in_service_network(&self, addr: Addr) -> bool {
+        self.tables.in_service_network(addr)
+    }
+    fn admits(&self, service: ServiceId, source: Addr) -> bool {
+        self.tables.admits(service, source)
+    }
+    fn interface(&self) -> u32 {
+        self.tables.interface()
+    }
+    fn way_out(&self, to: &Tuple) -> Option<WayOut> {
+        self.tables.way_out(to)
+    }
+    fn led(&self, destination: Endpoint, protocol: Protocol) -> Option<Peer> {
+        self.tables.led(destination, protocol)
+    }
+    fn remove_flow(&mut self, tuple: &Tuple) {
+        self.tables.remove_flow(tuple);
     }
     fn flow(&self, tuple: &Tuple) -> Option<Flow> {
         self.tables.flow(tuple)

@@ -8,14 +8,27 @@ use std::collections::HashMap;
 use podnet_common::conntrack::{Time, Tuple};
 use podnet_common::host::HostTables;
 use podnet_common::packet;
-use podnet_common::route::{from_pod, to_pod};
+use podnet_common::route::{from_net, from_pod, to_net, to_pod};
 use podnet_common::service::{Backend, BackendFlags, BackendId, FrontendKey, ServiceId};
-use podnet_common::tables::Services;
+use podnet_common::tables::{Services, WayOut};
 use podnet_common::verdict::{Reason, Verdict};
 use podnet_common::wire::{Endpoint, Family, Protocol};
 use proptest::prelude::*;
 use support::arbitrary::{families, worlds};
 use support::*;
+
+/// Why a packet is dropped.
+const DROPS: [Reason; 7] = [
+    Reason::Collision,
+    Reason::FlowTableFull,
+    Reason::NoneLocal,
+    Reason::SourceRange,
+    Reason::Unassigned,
+    Reason::NoRoute,
+    Reason::SourcePorts,
+];
+/// Why its sender gets an answer in its place.
+const REFUSALS: [Reason; 3] = [Reason::NoEndpoints, Reason::NoPort, Reason::BackendGone];
 
 proptest! {
     #![proptest_config(cases(1500))]
@@ -23,25 +36,27 @@ proptest! {
     /// Passed and dropped frames are as they were; others are as sound as they were, and go where a table
     /// says.
     #[test]
-    fn any_frame_over_any_tables((mut tables, frames) in worlds(1..4), to_the_pod: bool) {
+    fn any_frame_over_any_tables((mut tables, frames) in worlds(1..4), hook in 0..4_usize, route: bool) {
         for sent in frames {
+            let family = if sent.get(12) == Some(&0x86) { Family::V6 } else { Family::V4 };
+            tables.way_out = route.then(|| WayOut { interface: 3, source: service(family, 200, 0).addr });
             let mut frame = sent.clone();
             let flows = tables.flows.clone();
-            let verdict = if to_the_pod { to_pod } else { from_pod }(&mut frame, &mut tables);
+            let verdict = [from_pod, to_pod, from_net, to_net][hook](&mut frame, &mut tables);
             match verdict {
-                Verdict::Pass(_) => {
+                Verdict::Pass(reason) => {
                     prop_assert_eq!(&frame, &sent);
-                    prop_assert_eq!(&tables.flows, &flows);
+                    prop_assert!(reason == Reason::Expired || tables.flows == flows);
                 }
                 Verdict::Drop(reason) => {
                     prop_assert_eq!(&frame, &sent);
-                    prop_assert!(matches!(reason, Reason::Collision | Reason::FlowTableFull), "{:?}", reason);
+                    prop_assert!(DROPS.contains(&reason), "{:?}", reason);
                 }
-                Verdict::Translated(_) | Verdict::Return(_) => {
+                Verdict::Translated(_) | Verdict::Return(_) | Verdict::Forward(..) | Verdict::Inject(..) => {
                     if read(&sent).is_ok() {
                         prop_assert!(read(&frame).is_ok(), "{verdict:?}: {:?}", read(&frame));
                     }
-                    if verdict.reason() != Reason::NoEndpoints {
+                    if !REFUSALS.contains(&verdict.reason()) {
                         prop_assert_eq!(frame.len(), sent.len());
                         let (before, after) = (packet::parse(&sent).unwrap(), packet::parse(&frame).unwrap());
                         prop_assert_eq!((before.l4, before.flags), (after.l4, after.flags));
@@ -192,7 +207,8 @@ impl Model {
                 let (.., id, backends) = &mut self.services[service];
                 if backends.iter().all(|b| self.tables.backend(*b).unwrap().endpoint() != at) {
                     backends.push(BackendId(u32::try_from(self.tables.backends.len()).unwrap()));
-                    self.tables.backends.push(Backend::new(at, *id, 1, BackendFlags::SERVING));
+                    let flags = BackendFlags::PRESENT.with(BackendFlags::SERVING);
+                    self.tables.backends.push(Backend::new(at, *id, 1, flags));
                     self.point(service);
                 }
             }
@@ -238,8 +254,9 @@ impl Model {
         if let Some(talk) = certain {
             let serving = self.tables.backend(talk.id).unwrap().serving();
             let over = protocol == Protocol::TCP && talk.closed() && flags & SYN != 0;
-            let stays = protocol == Protocol::TCP && flags != SYN || serving;
-            if !over && stays {
+            if !over && protocol == Protocol::TCP && flags != SYN && !serving {
+                prop_assert_eq!(verdict.reason(), Reason::BackendGone);
+            } else if !over && serving {
                 prop_assert_eq!(verdict.reason(), Reason::Established);
             } else if exists && !self.services[service].3.is_empty() {
                 let expected = if over { Reason::NewFlow } else { Reason::Moved };
@@ -292,15 +309,24 @@ impl Model {
                 prop_assert!(exists && self.services[service].3.is_empty());
                 prop_assert_eq!((seen.source, seen.destination), (at.addr.to_ip(), client.addr.to_ip()));
             }
+            Reason::BackendGone => {
+                let talk = known.ok_or_else(|| TestCaseError::fail("a flow that nobody opened"))?;
+                prop_assert!(!self.tables.backend(talk.id).unwrap().serving());
+                prop_assert_eq!(seen_pair(&seen), Some((at, client)));
+            }
             Reason::NotService => prop_assert!(!exists),
             Reason::MidConnection => prop_assert!(protocol == Protocol::TCP && flags != SYN),
             reason => return Err(TestCaseError::fail(format!("{reason:?}"))),
         }
         match verdict {
-            Verdict::Return(_) => prop_assert!(hairpin || verdict.reason() == Reason::NoEndpoints),
+            Verdict::Return(_) => {
+                prop_assert!(hairpin || matches!(verdict.reason(), Reason::NoEndpoints | Reason::BackendGone))
+            }
             Verdict::Translated(_) => prop_assert!(!hairpin),
             Verdict::Pass(_) => prop_assert_eq!(frame, sent),
-            Verdict::Drop(_) => return Err(TestCaseError::fail("dropped")),
+            Verdict::Drop(_) | Verdict::Forward(..) | Verdict::Inject(..) => {
+                return Err(TestCaseError::fail(format!("{verdict:?}")));
+            }
         }
         Ok(())
     }

@@ -2,12 +2,23 @@
 
 mod support;
 
+use podnet_common::affinity::{Affinity, AffinityKey};
+use podnet_common::conntrack::Time;
 use podnet_common::host::HostTables;
-use podnet_common::select::select;
-use podnet_common::service::{BackendId, Frontend, SlotRange};
-use podnet_common::wire::{Family, Protocol};
+use podnet_common::select::{Choice, Nobody, Side, select};
+use podnet_common::service::{
+    BackendFlags, BackendId, Frontend, FrontendFlags, FrontendKind, ServiceId, SlotRange,
+};
+use podnet_common::tables::Services;
+use podnet_common::wire::{Addr, Family, Protocol};
 use proptest::prelude::*;
 use support::*;
+
+/// The choice for a client inside, of a frontend with these slots.
+fn inside(services: &mut impl Services, slots: SlotRange) -> Result<Choice, Nobody> {
+    let frontend = Frontend::new(FrontendKind::CLUSTER_IP, ServiceId(1), slots);
+    select(services, &frontend, Side::Inside, Addr::default())
+}
 
 /// Pearson's chi-square over 100,000 choices stays below the 99.9 % quantile, which is about
 /// `n + 3.09 sqrt(2 n) + 6` for n degrees of freedom. The seed is fixed: the test cannot fail by chance.
@@ -21,7 +32,7 @@ fn every_backend_gets_its_share() {
         let frontend = *tables.frontends.values().next().unwrap();
         let mut counts = vec![0_u32; count.into()];
         for _ in 0..CHOICES {
-            let choice = select(&mut tables, frontend.inside).unwrap();
+            let choice = select(&mut tables, &frontend, Side::Inside, Addr::default()).unwrap();
             counts[choice.backend.id.0 as usize - 1] += 1;
         }
         let expected = f64::from(CHOICES) / f64::from(count);
@@ -40,7 +51,9 @@ fn shares_are_equal_over_the_whole_range_of_random_numbers() {
     let mut counts = [0_u32; 5];
     for random in (0..=u32::MAX).step_by(1 << 16) {
         tables.drawn.push_back(random);
-        counts[select(&mut tables, frontend.inside).unwrap().backend.id.0 as usize - 1] += 1;
+        counts[select(&mut tables, &frontend, Side::Inside, Addr::default()).unwrap().backend.id.0
+            as usize
+            - 1] += 1;
     }
     assert!(counts.iter().max().unwrap() - counts.iter().min().unwrap() <= 1, "{counts:?}");
 }
@@ -54,7 +67,7 @@ fn the_choice_carries_address_and_generation() {
         backend
     });
     let frontend = *tables.frontends.values().next().unwrap();
-    let choice = select(&mut tables, frontend.inside).unwrap();
+    let choice = select(&mut tables, &frontend, Side::Inside, Addr::default()).unwrap();
     assert_eq!(choice.endpoint, pod(Family::V6, 2, 8080));
     assert_eq!((choice.backend.id, choice.backend.generation), (ids[0], 7));
 }
@@ -64,14 +77,90 @@ fn the_choice_carries_address_and_generation() {
 fn a_slot_that_was_never_written_names_nobody() {
     let mut tables = HostTables::new(0);
     tables.slots = vec![BackendId(0); 4];
-    assert_eq!(select(&mut tables, SlotRange { base: 0, count: 4 }), None);
+    assert_eq!(inside(&mut tables, SlotRange { base: 0, count: 4 }), Err(Nobody::NoEndpoints));
+}
+
+/// Five backends, of which inside may use the first two and outside the third, for ten seconds a client.
+fn sticky() -> (HostTables, Frontend) {
+    let mut tables = HostTables::new(3);
+    tables.serve(service(Family::V4, 1, 80), Protocol::TCP, (0..5).map(|n| pod(Family::V4, n, 80)));
+    let mut frontend = *tables.frontends.values().next().unwrap();
+    frontend = frontend.with_slots(SlotRange { base: 0, count: 5 }, SlotRange { base: 2, count: 1 });
+    frontend.affinity = 10;
+    frontend.flags = FrontendFlags::OUTSIDE_LOCAL.with(FrontendFlags::OUTSIDE_DROP);
+    (tables, frontend)
+}
+
+fn chosen(tables: &mut HostTables, frontend: &Frontend, client: u8) -> u32 {
+    select(tables, frontend, Side::Inside, pod(Family::V4, client, 0).addr).unwrap().backend.id.0
+}
+
+#[test]
+fn affinity_is_refreshed_by_each_new_connection() {
+    let (mut tables, frontend) = sticky();
+    let first = chosen(&mut tables, &frontend, 9);
+    for _ in 0..20 {
+        tables.wait(9);
+        assert_eq!(chosen(&mut tables, &frontend, 9), first);
+    }
+    tables.wait(11);
+    tables.drawn.push_back(if first == 1 { u32::MAX } else { 0 });
+    assert_ne!(chosen(&mut tables, &frontend, 9), first, "it has timed out");
+}
+
+#[test]
+fn affinity_is_each_clients_own_and_the_service_ports() {
+    let (mut tables, mut frontend) = sticky();
+    tables.drawn.extend([0, u32::MAX]);
+    assert_eq!((chosen(&mut tables, &frontend, 8), chosen(&mut tables, &frontend, 9)), (1, 5));
+    assert_eq!((chosen(&mut tables, &frontend, 8), chosen(&mut tables, &frontend, 9)), (1, 5));
+    frontend.kind = FrontendKind::NODE_PORT;
+    assert_eq!(chosen(&mut tables, &frontend, 8), 1, "all frontends share it");
+    frontend.service = ServiceId(77);
+    tables.drawn.push_back(u32::MAX);
+    assert_eq!(chosen(&mut tables, &frontend, 8), 5, "another service port does not");
+}
+
+#[test]
+fn affinity_to_an_endpoint_that_has_left_the_set_is_ignored() {
+    let (mut tables, frontend) = sticky();
+    tables.drawn.push_back(0);
+    assert_eq!(chosen(&mut tables, &frontend, 9), 1);
+    tables.change(BackendId(1), |mut backend| {
+        backend.flags = BackendFlags::PRESENT.with(BackendFlags::SERVING);
+        backend
+    });
+    tables.drawn.push_back(u32::MAX);
+    assert_eq!(chosen(&mut tables, &frontend, 9), 5);
+    assert_eq!(chosen(&mut tables, &frontend, 9), 5, "the new one is remembered");
+    tables.change(BackendId(5), |mut backend| {
+        backend.generation += 1;
+        backend
+    });
+    tables.drawn.push_back(0);
+    assert_eq!(chosen(&mut tables, &frontend, 9), 1, "another endpoint in the same place is another");
+}
+
+#[test]
+fn policies_have_each_their_own_set() {
+    let (mut tables, mut frontend) = sticky();
+    let outside = |tables: &mut HostTables, frontend: &Frontend| {
+        select(tables, frontend, Side::Outside, Addr::default()).map(|choice| choice.backend.id.0)
+    };
+    assert_eq!(outside(&mut tables, &frontend), Ok(3));
+    frontend = frontend.with_slots(frontend.inside, SlotRange::default());
+    assert_eq!(outside(&mut tables, &frontend), Err(Nobody::NoneLocal));
+    frontend.flags = FrontendFlags::NONE;
+    assert_eq!(outside(&mut tables, &frontend), Err(Nobody::NoEndpoints));
+    frontend.kind = FrontendKind::CLUSTER_IP_REST;
+    assert_eq!(outside(&mut tables, &frontend), Err(Nobody::NoPort));
 }
 
 proptest! {
     #[test]
     fn only_slots_of_the_frontend_are_chosen(base: u32, count: u32, random: u32) {
         struct Slots(u32, std::cell::Cell<Option<u32>>);
-        impl podnet_common::tables::Services for Slots {
+        impl Services for Slots {
             fn frontend(&self, _: &podnet_common::service::FrontendKey) -> Option<Frontend> {
                 None
             }
@@ -85,9 +174,16 @@ proptest! {
             fn random(&mut self) -> u32 {
                 self.0
             }
+            fn now(&self) -> Time {
+                Time(0)
+            }
+            fn affinity(&self, _: &AffinityKey) -> Option<Affinity> {
+                None
+            }
+            fn remember_client(&mut self, _: &AffinityKey, _: &Affinity) {}
         }
         let mut slots = Slots(random, None.into());
-        prop_assert_eq!(select(&mut slots, SlotRange { base, count }), None);
+        prop_assert_eq!(inside(&mut slots, SlotRange { base, count }), Err(Nobody::NoEndpoints));
         match slots.1.get() {
             Some(index) => prop_assert!(index.wrapping_sub(base) < count),
             None => prop_assert_eq!(count, 0),
@@ -101,7 +197,7 @@ proptest! {
         let mut tables = HostTables::new(seed);
         tables.serve(service(Family::V4, 1, 80), Protocol::TCP, (0..5).map(|n| pod(Family::V4, n, 80)));
         tables.slots = slots.into_iter().map(BackendId).collect();
-        if let Some(choice) = select(&mut tables, SlotRange { base, count }) {
+        if let Ok(choice) = inside(&mut tables, SlotRange { base, count }) {
             prop_assert!((1..=5).contains(&choice.backend.id.0));
         }
     }

@@ -5,14 +5,15 @@
 #![no_std]
 #![no_main]
 
+mod fib;
 mod frame;
 mod maps;
 mod report;
 mod socket;
 mod tables;
 
-use aya_ebpf::bindings::{TC_ACT_SHOT, TC_ACT_UNSPEC};
-use aya_ebpf::helpers::generated::bpf_redirect;
+use aya_ebpf::bindings::{BPF_F_INGRESS, TC_ACT_SHOT, TC_ACT_UNSPEC};
+use aya_ebpf::helpers::generated::{bpf_redirect, bpf_redirect_neigh};
 use aya_ebpf::macros::{cgroup_sock_addr, classifier};
 use aya_ebpf::programs::{SockAddrContext, TcContext};
 use podnet_common::route;
@@ -25,14 +26,28 @@ use crate::tables::KernelTables;
 #[classifier]
 pub fn from_pod(ctx: TcContext) -> i32 {
     let Some(mut frame) = Skb::new(&ctx) else { return TC_ACT_UNSPEC };
-    finish(&ctx, route::from_pod(&mut frame, &mut KernelTables))
+    finish(&ctx, route::from_pod(&mut frame, &mut KernelTables(&ctx)))
 }
 
 /// Runs at the egress of interfaces that face pods: what pods are sent.
 #[classifier]
 pub fn to_pod(ctx: TcContext) -> i32 {
     let Some(mut frame) = Skb::new(&ctx) else { return TC_ACT_UNSPEC };
-    finish(&ctx, route::to_pod(&mut frame, &mut KernelTables))
+    finish(&ctx, route::to_pod(&mut frame, &mut KernelTables(&ctx)))
+}
+
+/// Runs at the ingress of interfaces that face other machines: what they send to this node.
+#[classifier]
+pub fn from_net(ctx: TcContext) -> i32 {
+    let Some(mut frame) = Skb::new(&ctx) else { return TC_ACT_UNSPEC };
+    finish(&ctx, route::from_net(&mut frame, &mut KernelTables(&ctx)))
+}
+
+/// Runs at the egress of interfaces that face other machines: what they are sent.
+#[classifier]
+pub fn to_net(ctx: TcContext) -> i32 {
+    let Some(mut frame) = Skb::new(&ctx) else { return TC_ACT_UNSPEC };
+    finish(&ctx, route::to_net(&mut frame, &mut KernelTables(&ctx)))
 }
 
 /// Carries out a verdict. "Unspecified" lets programs after this one, those of the CNI's, have their say.
@@ -45,6 +60,13 @@ fn finish(ctx: &TcContext, verdict: Verdict) -> i32 {
         // SAFETY: `skb` is the context of this program, and `ifindex` one of its fields; the helper only
         // notes where the packet goes.
         Verdict::Return(_) => unsafe { bpf_redirect((*ctx.skb.skb).ifindex, 0) as i32 },
+        // SAFETY: the helper only notes where the packet goes; without parameters it asks the routing table
+        // for the next hop and sees to its MAC address.
+        Verdict::Forward(interface, _) => unsafe {
+            bpf_redirect_neigh(interface, core::ptr::null_mut(), 0, 0) as i32
+        },
+        // SAFETY: as above.
+        Verdict::Inject(interface, _) => unsafe { bpf_redirect(interface, u64::from(BPF_F_INGRESS)) as i32 },
     }
 }
 

@@ -5,10 +5,12 @@
 use aya_ebpf::Global;
 use aya_ebpf::bindings::BPF_F_NO_PREALLOC;
 use aya_ebpf::macros::map;
-use aya_ebpf::maps::{Array, HashMap, LruHashMap, PerCpuArray};
+use aya_ebpf::maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray};
 use podnet_common::abi::ServiceName;
+use podnet_common::affinity::{Affinity, AffinityKey};
 use podnet_common::conntrack::{Flow, Tuple};
 use podnet_common::filter::FILTER_WORDS;
+use podnet_common::network::{ServiceNetworks, Source};
 use podnet_common::service::{Backend, BackendId, Frontend, FrontendKey, ServiceId};
 use podnet_common::socket::{Peer, PeerKey};
 use podnet_common::verdict::Reason;
@@ -32,6 +34,15 @@ pub(crate) static FLOWS: LruHashMap<Tuple, Flow> = LruHashMap::pinned(1, 0);
 pub(crate) static PEERS: LruHashMap<PeerKey, Peer> = LruHashMap::pinned(1, 0);
 
 #[map]
+pub(crate) static AFFINITY: LruHashMap<AffinityKey, Affinity> = LruHashMap::pinned(1, 0);
+
+#[map]
+pub(crate) static SOURCES: LpmTrie<Source, u32> = LpmTrie::pinned(1, BPF_F_NO_PREALLOC);
+
+#[map]
+pub(crate) static NETWORKS: Array<ServiceNetworks> = Array::pinned(1, 0);
+
+#[map]
 pub(crate) static FILTER: Array<u64> = Array::pinned(FILTER_WORDS, 0);
 
 /// For `podnet services`; no program reads it.
@@ -40,6 +51,11 @@ pub(crate) static NAMES: HashMap<ServiceId, ServiceName> = HashMap::pinned(1, BP
 
 #[map]
 pub(crate) static COUNTERS: PerCpuArray<u64> = PerCpuArray::pinned(Reason::ALL.len() as u32, 0);
+
+/// The cookie of the node's own network namespace.
+#[unsafe(no_mangle)]
+#[expect(unsafe_code, reason = "the loader finds the variable by its name")]
+pub(crate) static NODE_NETNS: Global<u64> = Global::new(0);
 
 /// The cookie of the network namespace whose sockets are led to backends; 0: of all.
 #[unsafe(no_mangle)]

@@ -4,10 +4,10 @@ use aya_ebpf::EbpfContext;
 use aya_ebpf::bindings::bpf_sock_addr;
 use aya_ebpf::helpers::generated::{bpf_get_netns_cookie, bpf_get_socket_cookie, bpf_set_retval};
 use aya_ebpf::programs::SockAddrContext;
-use podnet_common::socket::{self, Verdict};
+use podnet_common::socket::{self, Caller, Verdict};
 use podnet_common::wire::{Addr, Be16, Be32, Endpoint, Protocol};
 
-use crate::maps::SOCKET_NETNS;
+use crate::maps::{NODE_NETNS, SOCKET_NETNS};
 use crate::report;
 use crate::tables::KernelTables;
 
@@ -53,19 +53,33 @@ pub(crate) trait Call {
         Protocol(unsafe { (*self.raw()).protocol } as u8)
     }
 
-    /// The socket's cookie.
-    #[inline(always)]
-    fn cookie(&self) -> u64 {
-        // SAFETY: a helper on this program's own context.
-        unsafe { bpf_get_socket_cookie(self.context().as_ptr()) }
-    }
-
     /// Whether podnet is to leave the sockets of this network namespace alone.
     #[inline(always)]
     fn elsewhere(&self) -> bool {
         let only = SOCKET_NETNS.load();
+        only != 0 && Socket(self.context()).netns() != only
+    }
+}
+
+/// The socket that a call is made on.
+struct Socket<'a>(&'a SockAddrContext);
+
+impl Caller for Socket<'_> {
+    #[inline(always)]
+    fn cookie(&self) -> u64 {
         // SAFETY: a helper on this program's own context.
-        only != 0 && unsafe { bpf_get_netns_cookie(self.context().as_ptr()) } != only
+        unsafe { bpf_get_socket_cookie(self.0.as_ptr()) }
+    }
+
+    #[inline(always)]
+    fn netns(&self) -> u64 {
+        // SAFETY: a helper on this program's own context.
+        unsafe { bpf_get_netns_cookie(self.0.as_ptr()) }
+    }
+
+    #[inline(always)]
+    fn on_node(&self) -> bool {
+        self.netns() == NODE_NETNS.load()
     }
 }
 
@@ -120,7 +134,11 @@ pub(crate) fn connect<C: Call>(call: &C) -> i32 {
     if call.elsewhere() {
         return ALLOW;
     }
-    finish(call, socket::connect(&mut KernelTables, call.cookie(), call.endpoint(), call.protocol()))
+    let context = call.context();
+    finish(
+        call,
+        socket::connect(&mut KernelTables(context), &Socket(context), call.endpoint(), call.protocol()),
+    )
 }
 
 /// Answers a datagram's departure.
@@ -129,19 +147,28 @@ pub(crate) fn send<C: Call>(call: &C) -> i32 {
     if call.elsewhere() {
         return ALLOW;
     }
-    finish(call, socket::send(&mut KernelTables, call.cookie(), call.endpoint(), call.protocol()))
+    let context = call.context();
+    finish(call, socket::send(&mut KernelTables(context), &Socket(context), call.endpoint(), call.protocol()))
 }
 
 /// Answers a datagram's arrival. The kernel lets such programs do no other than allow.
 #[inline(always)]
 pub(crate) fn receive<C: Call>(call: &C) -> i32 {
-    rename(call, socket::receive(&KernelTables, call.cookie(), call.endpoint(), call.protocol()))
+    let context = call.context();
+    rename(
+        call,
+        socket::receive(&KernelTables(context), Socket(context).cookie(), call.endpoint(), call.protocol()),
+    )
 }
 
 /// Answers `getpeername()`; likewise.
 #[inline(always)]
 pub(crate) fn peer_name<C: Call>(call: &C) -> i32 {
-    rename(call, socket::peer_name(&KernelTables, call.cookie(), call.endpoint(), call.protocol()))
+    let context = call.context();
+    rename(
+        call,
+        socket::peer_name(&KernelTables(context), Socket(context).cookie(), call.endpoint(), call.protocol()),
+    )
 }
 
 #[inline(always)]

@@ -1,20 +1,27 @@
 //! The door to the maps.
 
+use aya_ebpf::EbpfContext as _;
 use aya_ebpf::bindings::{BPF_ANY, BPF_NOEXIST};
-use aya_ebpf::helpers::generated::{bpf_get_prandom_u32, bpf_ktime_get_coarse_ns};
+use aya_ebpf::helpers::generated::{bpf_get_prandom_u32, bpf_get_socket_cookie, bpf_ktime_get_coarse_ns};
+use aya_ebpf::maps::lpm_trie::Key;
+use aya_ebpf::programs::{SockAddrContext, TcContext};
+use podnet_common::affinity::{Affinity, AffinityKey};
 use podnet_common::conntrack::{Flow, State, Time, Tuple};
-use podnet_common::service::{Backend, BackendId, Frontend, FrontendKey};
-use podnet_common::socket::{Peer, PeerKey, Sockets};
-use podnet_common::tables::{InsertError, Overwrite, Services, Tables};
+use podnet_common::network::Source;
+use podnet_common::service::{Backend, BackendId, Frontend, FrontendKey, ServiceId};
+use podnet_common::socket::{Known, Peer, PeerKey, Sockets};
+use podnet_common::tables::{InsertError, Overwrite, Services, Tables, WayOut};
+use podnet_common::wire::{Addr, Endpoint, Protocol};
 
-use crate::maps::{BACKENDS, FILTER, FLOWS, FRONTENDS, PEERS, SLOTS};
+use crate::fib;
+use crate::maps::{AFFINITY, BACKENDS, FILTER, FLOWS, FRONTENDS, NETWORKS, PEERS, SLOTS, SOURCES};
 
 const EEXIST: i32 = 17;
 
-/// The maps.
-pub(crate) struct KernelTables;
+/// The maps, and the context that a program runs in: some answers are about it.
+pub(crate) struct KernelTables<'a, C>(pub(crate) &'a C);
 
-impl Services for KernelTables {
+impl<C> Services for KernelTables<'_, C> {
     #[inline(always)]
     fn frontend(&self, key: &FrontendKey) -> Option<Frontend> {
         // SAFETY: copied at once; the map is not preallocated, see its definition.
@@ -36,13 +43,54 @@ impl Services for KernelTables {
         // SAFETY: a helper without arguments.
         unsafe { bpf_get_prandom_u32() }
     }
-}
 
-impl Tables for KernelTables {
     #[inline(always)]
     fn now(&self) -> Time {
         // SAFETY: a helper without arguments. The coarse clock costs half of the fine one.
         Time::from_nanoseconds(unsafe { bpf_ktime_get_coarse_ns() })
+    }
+
+    #[inline(always)]
+    fn affinity(&self, key: &AffinityKey) -> Option<Affinity> {
+        // SAFETY: copied at once.
+        unsafe { AFFINITY.get(key).copied() }
+    }
+
+    #[inline(always)]
+    fn remember_client(&mut self, key: &AffinityKey, affinity: &Affinity) {
+        // An LRU that finds no room costs the client its affinity, nothing else.
+        let _ = AFFINITY.insert(key, affinity, u64::from(BPF_ANY));
+    }
+}
+
+impl Tables for KernelTables<'_, TcContext> {
+    #[inline(always)]
+    fn in_service_network(&self, addr: Addr) -> bool {
+        NETWORKS.get(0).is_some_and(|networks| networks.contain(addr))
+    }
+
+    #[inline(always)]
+    fn admits(&self, service: ServiceId, source: Addr) -> bool {
+        SOURCES.get(&Key::new(Source::BITS, Source::new(service, source))).is_some()
+    }
+
+    #[inline(always)]
+    fn interface(&self) -> u32 {
+        // SAFETY: a field of the context.
+        unsafe { (*self.0.skb.skb).ifindex }
+    }
+
+    #[inline(always)]
+    fn way_out(&self, to: &Tuple) -> Option<WayOut> {
+        fib::way_out(self.0, to)
+    }
+
+    #[inline(always)]
+    fn led(&self, destination: Endpoint, protocol: Protocol) -> Option<Peer> {
+        // SAFETY: a helper on this program's own context; 0 if no socket of this machine sends the packet.
+        let cookie = unsafe { bpf_get_socket_cookie(self.0.as_ptr()) };
+        // SAFETY: copied at once.
+        unsafe { PEERS.get(&PeerKey::new(cookie, Known::Backend, destination, protocol)).copied() }
     }
 
     #[inline(always)]
@@ -79,9 +127,15 @@ impl Tables for KernelTables {
         }
         true
     }
+
+    #[inline(always)]
+    fn remove_flow(&mut self, tuple: &Tuple) {
+        // It may be gone already.
+        let _ = FLOWS.remove(tuple);
+    }
 }
 
-impl Sockets for KernelTables {
+impl Sockets for KernelTables<'_, SockAddrContext> {
     #[inline(always)]
     fn peer(&self, key: &PeerKey) -> Option<Peer> {
         // SAFETY: copied at once.

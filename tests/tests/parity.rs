@@ -46,13 +46,19 @@ const TC_ACT_REDIRECT: u32 = 7;
 enum Way {
     FromPod,
     ToPod,
+    FromNet,
+    ToNet,
 }
 
 impl Way {
+    const ALL: [Self; 4] = [Self::FromPod, Self::ToPod, Self::FromNet, Self::ToNet];
+
     const fn program(self) -> &'static str {
         match self {
             Self::FromPod => "from_pod",
             Self::ToPod => "to_pod",
+            Self::FromNet => "from_net",
+            Self::ToNet => "to_net",
         }
     }
 
@@ -60,6 +66,8 @@ impl Way {
         match self {
             Self::FromPod => route::from_pod(frame, tables),
             Self::ToPod => route::to_pod(frame, tables),
+            Self::FromNet => route::from_net(frame, tables),
+            Self::ToNet => route::to_net(frame, tables),
         }
     }
 }
@@ -68,10 +76,10 @@ impl Way {
 /// padding is asserted in `podnet_common::abi`.
 struct Kernel {
     programs: Ebpf,
-    frontends: BpfHashMap<MapData, [u8; 24], [u8; 12]>,
+    frontends: BpfHashMap<MapData, [u8; 24], [u8; 28]>,
     slots: Array<MapData, u32>,
     backends: Array<MapData, [u8; 32]>,
-    flows: BpfHashMap<MapData, [u8; 40], [u8; 56]>,
+    flows: BpfHashMap<MapData, [u8; 40], [u8; 64]>,
     filter: Array<MapData, u64>,
     counters: PerCpuArray<MapData, u64>,
 }
@@ -104,7 +112,7 @@ impl Kernel {
         let loaded = loader.load(&object);
         fs::remove_dir_all(&pins).expect("the pins are ours");
         let mut ebpf = loaded.expect("the object loads");
-        for way in [Way::FromPod, Way::ToPod] {
+        for way in Way::ALL {
             let program = ebpf.program_mut(way.program()).expect("the program is in the object");
             let program: &mut SchedClassifier = program.try_into().expect("a classifier");
             program.load().expect("the kernel accepts the program");
@@ -127,7 +135,7 @@ impl Kernel {
             self.frontends.remove(&key).unwrap();
         }
         for (key, frontend) in &tables.frontends {
-            self.frontends.insert(bytes::<24>(key), bytes::<12>(frontend), 0).unwrap();
+            self.frontends.insert(bytes::<24>(key), bytes::<28>(frontend), 0).unwrap();
         }
         for (index, slot) in (0..).zip(&tables.slots) {
             self.slots.set(index, slot.0, 0).unwrap();
@@ -143,7 +151,7 @@ impl Kernel {
             self.filter.set(index, word, 0).unwrap();
         }
         for (tuple, flow) in &tables.flows {
-            self.flows.insert(bytes::<40>(tuple), bytes::<56>(flow), 0).unwrap();
+            self.flows.insert(bytes::<40>(tuple), bytes::<64>(flow), 0).unwrap();
         }
     }
 
@@ -198,7 +206,7 @@ const fn return_code(verdict: Verdict) -> u32 {
     match verdict {
         Verdict::Pass(_) | Verdict::Translated(_) => TC_ACT_UNSPEC,
         Verdict::Drop(_) => TC_ACT_SHOT,
-        Verdict::Return(_) => TC_ACT_REDIRECT,
+        Verdict::Return(_) | Verdict::Forward(..) | Verdict::Inject(..) => TC_ACT_REDIRECT,
     }
 }
 
@@ -281,7 +289,15 @@ fn kernel_and_host_agree() {
     let Some(kernel) = Kernel::load() else { return };
     let kernel = RefCell::new(kernel);
     let seen = RefCell::new(HashMap::<Reason, u32>::new());
-    let ways = proptest::collection::vec(prop_oneof![3 => Just(Way::FromPod), 1 => Just(Way::ToPod)], FRAMES);
+    let ways = proptest::collection::vec(
+        prop_oneof![
+            3 => Just(Way::FromPod),
+            1 => Just(Way::ToPod),
+            2 => Just(Way::FromNet),
+            1 => Just(Way::ToNet),
+        ],
+        FRAMES,
+    );
     let worlds = (worlds(1..FRAMES), ways);
     let config = Config { failure_persistence: None, max_shrink_iters: 2000, ..support::cases(TABLES) };
     let result = TestRunner::new(config).run(&worlds, |((tables, frames), ways)| {

@@ -1,11 +1,12 @@
 //! Arbitrary frames, and tables that they may meet.
 
 use etherparse::{IpFragOffset, IpHeaders, IpNumber, Ipv6FragmentHeader, Ipv6RawExtHeader};
-use podnet_common::conntrack::{Flow, State, Time, Tuple};
+use podnet_common::conntrack::{Flow, State, Time, Tuple, Way};
 use podnet_common::host::HostTables;
 use podnet_common::packet::ETHERNET;
 use podnet_common::service::{
-    Backend, BackendFlags, BackendId, BackendRef, Frontend, FrontendKey, FrontendKind, ServiceId, SlotRange,
+    Backend, BackendFlags, BackendId, BackendRef, Frontend, FrontendFlags, FrontendKey, FrontendKind,
+    ServiceId, SlotRange,
 };
 use podnet_common::wire::{Endpoint, Family, Protocol};
 use proptest::prelude::*;
@@ -109,14 +110,21 @@ fn tables(family: Family) -> impl Strategy<Value = HostTables> {
         (ends(family), ends(family), protocols()).prop_map(|(a, b, c)| Tuple::between(a, b, c)).boxed();
     let backend =
         (0..5_u32, 0..3_u32).prop_map(|(id, generation)| BackendRef { id: BackendId(id), generation });
-    let flow =
-        (tuple.clone(), tuple, backend, any::<u8>(), 0..5_u32).prop_map(|(key, to, backend, state, age)| {
+    let way = prop_oneof![3 => Just(0_u8), 1 => 0..4_u8];
+    let flow = (tuple.clone(), tuple, backend, any::<u8>(), way, 0..5_u32).prop_map(
+        |(key, to, backend, state, way, age)| {
             let state = State::read_from_bytes(&[state]).unwrap();
             let now = Time(Time::seconds(3600) - Time::seconds(30) * age);
-            (key, Flow::new(&to, backend, state, now))
-        });
-    let frontend = (ends(family), protocols(), 0..6_u32, 0..6_u32);
-    let backend = (ends(family), 0..3_u32, any::<bool>());
+            let way = Way::read_from_bytes(&[way]).unwrap();
+            (key, Flow::new(&to, backend, state, now).on(way, 1, [2, 0, 0, 0, 0, 9]))
+        },
+    );
+    let range = || (0..6_u32, 0..6_u32).prop_map(|(base, count)| SlotRange { base, count });
+    let flags = prop_oneof![1 => Just(0), 1 => any::<u8>()];
+    let kind = prop_oneof![3 => Just(0), 1 => 0..6_u8];
+    let affinity = prop_oneof![3 => Just(0), 1 => Just(60_u32)];
+    let frontend = (ends(family), protocols(), range(), range(), flags, kind, affinity);
+    let backend = (ends(family), 0..3_u32, prop_oneof![1 => Just(0x1f), 1 => any::<u8>()]);
     (
         proptest::collection::vec(frontend, 0..8),
         proptest::collection::vec(0..6_u32, 0..8),
@@ -127,15 +135,19 @@ fn tables(family: Family) -> impl Strategy<Value = HostTables> {
     )
         .prop_map(|(frontends, slots, backends, flows, flow_capacity, seed)| {
             let mut tables = HostTables::new(seed);
-            for (at, protocol, base, count) in frontends {
-                let frontend =
-                    Frontend::new(FrontendKind::CLUSTER_IP, ServiceId(1), SlotRange { base, count });
-                tables.frontends.insert(FrontendKey::new(at, protocol), frontend);
+            for (at, protocol, inside, outside, flags, kind, affinity) in frontends {
+                let mut frontend =
+                    Frontend::new(FrontendKind(kind), ServiceId(1), inside).with_slots(inside, outside);
+                frontend.flags = FrontendFlags::read_from_bytes(&[flags]).unwrap();
+                frontend.affinity = affinity;
+                let rest = frontend.kind == FrontendKind::CLUSTER_IP_REST;
+                let key = FrontendKey::new(at, protocol);
+                tables.frontends.insert(if rest { FrontendKey::rest_of(at.addr) } else { key }, frontend);
             }
             tables.slots = slots.into_iter().map(BackendId).collect();
-            for (at, generation, serving) in backends {
-                let backend = Backend::new(at, ServiceId(1), generation, BackendFlags::SERVING);
-                tables.backends.push(if serving { backend } else { backend.gone() });
+            for (at, generation, flags) in backends {
+                let flags = BackendFlags::read_from_bytes(&[flags]).unwrap();
+                tables.backends.push(Backend::new(at, ServiceId(1), generation, flags));
             }
             tables.flows = flows.into_iter().collect();
             tables.flow_capacity = flow_capacity;

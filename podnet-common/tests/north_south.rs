@@ -1,0 +1,378 @@
+//! Clients outside of the node, and the node itself.
+#![allow(clippy::unwrap_used, reason = "what is unexpected fails the test")]
+
+mod support;
+
+use podnet_common::conntrack::{Time, Tuple};
+use podnet_common::host::HostTables;
+use podnet_common::network::{Network, ServiceNetworks, Source};
+use podnet_common::route::{MASQUERADE_PORTS, from_net, from_pod, to_net, to_pod};
+use podnet_common::service::{
+    Backend, BackendFlags, BackendId, Frontend, FrontendFlags, FrontendKey, FrontendKind, ServiceId,
+    SlotRange,
+};
+use podnet_common::tables::WayOut;
+use podnet_common::verdict::{Reason, Verdict};
+use podnet_common::wire::{Endpoint, Family, Protocol};
+use support::*;
+
+const LOCAL: usize = 0;
+const REMOTE: usize = 1;
+const UPLINK: u32 = 2;
+
+/// A node port with two backends, one on this node.
+struct Cast {
+    family: Family,
+    protocol: Protocol,
+    client: Endpoint,
+    node: Endpoint,
+    backends: [Endpoint; 2],
+    tables: HostTables,
+}
+
+fn outside(family: Family, n: u8, port: u16) -> Endpoint {
+    match family {
+        Family::V4 => endpoint([192, 0, 2, n], port),
+        Family::V6 => endpoint([0x2001, 0xdb8, 0, 0, 0, 0, 0, n.into()], port),
+    }
+}
+
+fn casts() -> impl Iterator<Item = Cast> {
+    KINDS.into_iter().map(|(family, protocol)| {
+        let node = outside(family, 1, 30080);
+        let backends = [pod(family, 2, 8080), pod(family, 3, 8080)];
+        let mut tables = HostTables::new(1);
+        tables.serve(node, protocol, backends);
+        tables.change(BackendId(1), |mut backend| {
+            backend.flags = backend.flags.with(BackendFlags::LOCAL);
+            backend
+        });
+        tables.interface = UPLINK;
+        tables.way_out = Some(WayOut { interface: UPLINK, source: node.addr });
+        Cast { family, protocol, client: outside(family, 9, 40000), node, backends, tables }
+    })
+}
+
+impl Cast {
+    fn frontend(&mut self) -> &mut Frontend {
+        self.tables.frontends.get_mut(&FrontendKey::new(self.node, self.protocol)).unwrap()
+    }
+
+    fn draw(&mut self, backend: usize) {
+        self.tables.drawn.push_back(if backend == LOCAL { 0 } else { u32::MAX });
+    }
+
+    /// The client's first packet, drawn for `backend`.
+    fn open(&mut self, backend: usize) -> (Verdict, Seen) {
+        self.draw(backend);
+        let mut frame = opening(self.client, self.node, self.protocol);
+        let verdict = from_net(&mut frame, &mut self.tables);
+        (verdict, read(&frame).unwrap())
+    }
+}
+
+#[test]
+fn a_local_backend_sees_the_clients_own_address() {
+    for mut cast in casts() {
+        let (verdict, seen) = cast.open(LOCAL);
+        assert_eq!(verdict, Verdict::Translated(Reason::NewFlow));
+        assert_eq!((seen.from(), seen.to()), (cast.client, cast.backends[LOCAL]));
+
+        let answer = frame(cast.backends[LOCAL], cast.client, cast.protocol, SYN | ACK, b"");
+        let mut early = answer.clone();
+        assert_eq!(from_pod(&mut early, &mut cast.tables), Verdict::Pass(Reason::NotService));
+        assert_eq!(early, answer, "the node's stack would drop it");
+        let mut late = answer;
+        assert_eq!(to_net(&mut late, &mut cast.tables), Verdict::Translated(Reason::Reply));
+        let seen = read(&late).unwrap();
+        assert_eq!((seen.from(), seen.to()), (cast.node, cast.client));
+    }
+}
+
+#[test]
+fn a_remote_backend_sees_this_node_and_answers_through_it() {
+    for mut cast in casts() {
+        let (verdict, seen) = cast.open(REMOTE);
+        assert_eq!(verdict, Verdict::Forward(UPLINK, Reason::NewFlow));
+        assert_eq!(seen.to(), cast.backends[REMOTE]);
+        let source = seen.from();
+        assert_eq!(source.addr, cast.node.addr);
+        assert!(MASQUERADE_PORTS.contains(&source.port.get()), "{source:?}");
+
+        let mut answer = frame(cast.backends[REMOTE], source, cast.protocol, SYN | ACK, b"");
+        assert_eq!(from_net(&mut answer, &mut cast.tables), Verdict::Forward(UPLINK, Reason::Reply));
+        let seen = read(&answer).unwrap();
+        assert_eq!((seen.from(), seen.to()), (cast.node, cast.client));
+
+        let mut more = data(cast.client, cast.node, cast.protocol);
+        assert_eq!(from_net(&mut more, &mut cast.tables), Verdict::Forward(UPLINK, Reason::Established));
+        let seen = read(&more).unwrap();
+        assert_eq!((seen.from(), seen.to()), (source, cast.backends[REMOTE]));
+    }
+}
+
+/// A router counts its hop (RFC 1812, 5.3.1), and the node's stack says so to who used them up.
+#[test]
+fn a_masqueraded_packet_loses_a_hop() {
+    for mut cast in casts() {
+        let hops = |frame: &[u8]| if cast.family == Family::V4 { frame[22] } else { frame[21] };
+        let mut sent = opening(cast.client, cast.node, cast.protocol);
+        let before = hops(&sent);
+        cast.tables.drawn.push_back(u32::MAX);
+        assert!(matches!(from_net(&mut sent, &mut cast.tables), Verdict::Forward(..)));
+        assert_eq!(hops(&sent), before - 1);
+
+        let mut last = data(cast.client, cast.node, cast.protocol);
+        let at = if cast.family == Family::V4 { 22 } else { 21 };
+        last[at] = 1;
+        let untouched = last.clone();
+        assert_eq!(from_net(&mut last, &mut cast.tables), Verdict::Pass(Reason::Expired));
+        assert_eq!(last, untouched);
+    }
+}
+
+#[test]
+fn masqueraded_clients_do_not_share_a_source_port() {
+    for mut cast in casts() {
+        for n in 0..200 {
+            cast.client.port = podnet_common::wire::Be16::new(1000 + n);
+            let (verdict, _) = cast.open(REMOTE);
+            assert!(matches!(verdict, Verdict::Forward(..)), "{verdict:?}");
+        }
+        let replies = cast.tables.flows.keys().filter(|tuple| tuple.source() == cast.backends[REMOTE]);
+        assert_eq!(replies.count(), 200);
+    }
+}
+
+/// Semantics of exhaustion: the port of the flow that was idle for longest goes to the new one, if that was
+/// long enough; nothing of the old flow is delivered by it any more.
+#[test]
+fn a_source_port_in_use_is_taken_from_an_idle_flow_only() {
+    for mut cast in casts() {
+        let same_port = |cast: &mut Cast| cast.tables.drawn.extend([0; 5]);
+        let first = cast.client;
+        cast.draw(REMOTE);
+        same_port(&mut cast);
+        let mut sent = opening(first, cast.node, cast.protocol);
+        assert!(matches!(from_net(&mut sent, &mut cast.tables), Verdict::Forward(..)));
+        let source = read(&sent).unwrap().from();
+        // An answer makes the flow live longer than it must have been idle for.
+        let mut answer = frame(cast.backends[REMOTE], source, cast.protocol, SYN | ACK, b"");
+        assert!(matches!(from_net(&mut answer, &mut cast.tables), Verdict::Forward(..)));
+
+        cast.client = outside(cast.family, 10, 50000);
+        cast.tables.drawn.clear();
+        cast.draw(REMOTE);
+        same_port(&mut cast);
+        let mut refused = opening(cast.client, cast.node, cast.protocol);
+        assert_eq!(from_net(&mut refused, &mut cast.tables), Verdict::Drop(Reason::SourcePorts));
+
+        cast.tables.wait(61);
+        cast.tables.drawn.clear();
+        cast.draw(REMOTE);
+        same_port(&mut cast);
+        let mut taken = opening(cast.client, cast.node, cast.protocol);
+        assert_eq!(from_net(&mut taken, &mut cast.tables), Verdict::Forward(UPLINK, Reason::NewFlow));
+        assert_eq!(read(&taken).unwrap().from(), source);
+        let mut answer = frame(cast.backends[REMOTE], source, cast.protocol, SYN | ACK, b"");
+        assert!(matches!(from_net(&mut answer, &mut cast.tables), Verdict::Forward(..)));
+        assert_eq!(read(&answer).unwrap().to(), cast.client);
+        let key = Tuple::between(first, cast.node, cast.protocol);
+        assert!(!cast.tables.flows.contains_key(&key), "the flow before has ended");
+    }
+}
+
+#[test]
+fn masquerade_without_a_route_is_dropped() {
+    for mut cast in casts() {
+        cast.tables.way_out = None;
+        assert_eq!(cast.open(REMOTE).0, Verdict::Drop(Reason::NoRoute));
+        assert_eq!(cast.open(LOCAL).0, Verdict::Translated(Reason::NewFlow));
+    }
+}
+
+#[test]
+fn masquerade_all_hides_pods_from_local_backends_too() {
+    for mut cast in casts() {
+        cast.frontend().flags = FrontendFlags::MASQUERADE;
+        let client = pod(cast.family, 7, 1234);
+        cast.draw(LOCAL);
+        let mut sent = opening(client, cast.node, cast.protocol);
+        assert_eq!(from_pod(&mut sent, &mut cast.tables), Verdict::Forward(UPLINK, Reason::NewFlow));
+        let source = read(&sent).unwrap().from();
+        assert_eq!(source.addr, cast.node.addr);
+        let mut answer = frame(cast.backends[LOCAL], source, cast.protocol, SYN | ACK, b"");
+        assert_eq!(from_pod(&mut answer, &mut cast.tables), Verdict::Forward(UPLINK, Reason::Reply));
+        let seen = read(&answer).unwrap();
+        assert_eq!((seen.from(), seen.to()), (cast.node, client));
+        let mut delivered = answer.clone();
+        assert_eq!(to_pod(&mut delivered, &mut cast.tables), Verdict::Pass(Reason::NotService));
+        assert_eq!(delivered, answer, "once is enough");
+    }
+}
+
+/// What the node's own sockets send is met as it leaves; answers come in as if by the same interface, to
+/// its MAC address.
+#[test]
+fn the_node_itself_is_a_client() {
+    for mut cast in casts() {
+        let client = Endpoint { port: podnet_common::wire::Be16::new(33333), ..cast.node };
+        cast.draw(LOCAL);
+        let mut sent = opening(client, cast.node, cast.protocol);
+        let mac: [u8; 6] = sent[6..12].try_into().unwrap();
+        assert_eq!(to_net(&mut sent, &mut cast.tables), Verdict::Forward(UPLINK, Reason::NewFlow));
+        let seen = read(&sent).unwrap();
+        assert_eq!((seen.from(), seen.to()), (client, cast.backends[LOCAL]));
+        let mut answer = frame(cast.backends[LOCAL], client, cast.protocol, SYN | ACK, b"");
+        cast.tables.interface = 77;
+        assert_eq!(from_pod(&mut answer, &mut cast.tables), Verdict::Inject(UPLINK, Reason::Reply));
+        assert_eq!(answer[..6], mac);
+        let seen = read(&answer).unwrap();
+        assert_eq!((seen.from(), seen.to()), (cast.node, client));
+    }
+}
+
+#[test]
+fn no_endpoints_refuses_the_node_where_it_hears_it() {
+    for mut cast in casts() {
+        let client = Endpoint { port: podnet_common::wire::Be16::new(33333), ..cast.node };
+        *cast.frontend() = cast.frontend().with_slots(SlotRange::default(), SlotRange::default());
+        let mut sent = opening(client, cast.node, cast.protocol);
+        assert_eq!(to_net(&mut sent, &mut cast.tables), Verdict::Inject(UPLINK, Reason::NoEndpoints));
+        let mut sent = opening(cast.client, cast.node, cast.protocol);
+        assert_eq!(from_net(&mut sent, &mut cast.tables), Verdict::Return(Reason::NoEndpoints));
+    }
+}
+
+#[test]
+fn policy_local_drops_outside_and_serves_inside() {
+    for mut cast in casts() {
+        let flags = FrontendFlags::OUTSIDE_LOCAL.with(FrontendFlags::OUTSIDE_DROP);
+        cast.frontend().flags = flags;
+        *cast.frontend() = cast.frontend().with_slots(SlotRange { base: 0, count: 2 }, SlotRange::default());
+        assert_eq!(cast.open(LOCAL).0, Verdict::Drop(Reason::NoneLocal));
+        let mut sent = opening(pod(cast.family, 7, 1234), cast.node, cast.protocol);
+        assert_eq!(from_pod(&mut sent, &mut cast.tables), Verdict::Translated(Reason::NewFlow));
+    }
+}
+
+#[test]
+fn source_ranges_hold_for_every_source() {
+    for mut cast in casts() {
+        let service = cast.frontend().service;
+        cast.frontend().flags = FrontendFlags::SOURCE_RANGES;
+        let length = if cast.family == Family::V4 { 24 } else { 64 };
+        cast.tables.sources = vec![(Source::new(service, cast.client.addr), length)];
+        assert_eq!(cast.open(LOCAL).0, Verdict::Translated(Reason::NewFlow));
+        let mut sent = opening(pod(cast.family, 7, 1234), cast.node, cast.protocol);
+        assert_eq!(from_pod(&mut sent, &mut cast.tables), Verdict::Drop(Reason::SourceRange));
+        cast.tables.sources[0].0 = Source::new(ServiceId(99), cast.client.addr);
+        cast.client.port = podnet_common::wire::Be16::new(7);
+        assert_eq!(cast.open(LOCAL).0, Verdict::Drop(Reason::SourceRange), "they are another service's");
+    }
+}
+
+#[test]
+fn any_other_port_of_a_cluster_ip_is_refused() {
+    for mut cast in casts() {
+        let at = service(cast.family, 1, 0).addr;
+        let rest = Frontend::new(FrontendKind::CLUSTER_IP_REST, ServiceId(1), SlotRange::default());
+        cast.tables.frontends.insert(FrontendKey::rest_of(at), rest);
+        let client = pod(cast.family, 7, 1234);
+        let to = service(cast.family, 1, 81);
+        let mut sent = opening(client, to, cast.protocol);
+        assert_eq!(from_pod(&mut sent, &mut cast.tables), Verdict::Return(Reason::NoPort));
+        let seen = read(&sent).unwrap();
+        assert_eq!((seen.source, seen.destination), (to.addr.to_ip(), client.addr.to_ip()));
+        let mut middle = frame(client, to, Protocol::TCP, ACK, b"");
+        assert_eq!(from_pod(&mut middle, &mut cast.tables), Verdict::Pass(Reason::MidConnection));
+    }
+}
+
+#[test]
+fn an_unassigned_address_of_the_services_network_is_dropped() {
+    for mut cast in casts() {
+        let to = service(cast.family, 99, 80);
+        let length = if cast.family == Family::V4 { 16 } else { 108 };
+        let client = pod(cast.family, 7, 1234);
+        let mut sent = opening(client, to, cast.protocol);
+        assert_eq!(from_pod(&mut sent, &mut cast.tables), Verdict::Pass(Reason::NotService));
+        let mut networks = ServiceNetworks::default();
+        networks.0[7] = Network::new(to.addr, length);
+        cast.tables.networks = networks;
+        for hook in [from_pod, from_net, to_net] {
+            let mut sent = opening(client, to, cast.protocol);
+            assert_eq!(hook(&mut sent, &mut cast.tables), Verdict::Drop(Reason::Unassigned));
+        }
+        let mut other = opening(client, pod(cast.family, 8, 80), cast.protocol);
+        assert_eq!(from_pod(&mut other, &mut cast.tables), Verdict::Pass(Reason::NotService));
+    }
+}
+
+/// Semantics section 4: connected UDP sockets move too. The socket goes on thinking of the backend that it
+/// was led to as its peer.
+#[test]
+fn datagrams_of_a_socket_that_was_led_to_a_backend_now_gone_move() {
+    for family in FAMILIES {
+        let (client, at) = (pod(family, 1, 40000), service(family, 1, 53));
+        let [gone, live] = [pod(family, 2, 5353), pod(family, 3, 5353)];
+        let mut tables = HostTables::new(1);
+        let ids = tables.serve(at, Protocol::UDP, [gone, live]);
+        tables.cookie = 5;
+        tables.drawn.push_back(0);
+        let socket = Socket(5);
+        podnet_common::socket::connect(&mut tables, &socket, at, Protocol::UDP);
+
+        let sent = data(client, gone, Protocol::UDP);
+        let mut before = sent.clone();
+        assert_eq!(from_pod(&mut before, &mut tables), Verdict::Pass(Reason::NotService));
+        tables.change(ids[0], Backend::gone);
+        tables.point(at, Protocol::UDP, ServiceId(1), &ids[1..]);
+
+        let mut after = sent.clone();
+        assert_eq!(from_pod(&mut after, &mut tables), Verdict::Translated(Reason::NewFlow));
+        assert_eq!(read(&after).unwrap().to(), live);
+        let mut answer = data(live, client, Protocol::UDP);
+        assert_eq!(to_pod(&mut answer, &mut tables), Verdict::Translated(Reason::Reply));
+        assert_eq!(read(&answer).unwrap().from(), gone, "the only peer that the socket hears");
+
+        // Another socket means the address itself.
+        tables.cookie = 6;
+        let mut other = data(pod(family, 1, 40001), gone, Protocol::UDP);
+        assert_eq!(from_pod(&mut other, &mut tables), Verdict::Pass(Reason::NotService));
+        tables.cookie = 5;
+        tables.point(at, Protocol::UDP, ServiceId(1), &[]);
+        tables.change(ids[1], Backend::gone);
+        let mut refused = sent;
+        assert_eq!(from_pod(&mut refused, &mut tables), Verdict::Return(Reason::NoEndpoints));
+    }
+}
+
+/// A socket of a pod.
+struct Socket(u64);
+
+impl podnet_common::socket::Caller for Socket {
+    fn cookie(&self) -> u64 {
+        self.0
+    }
+    fn netns(&self) -> u64 {
+        9
+    }
+    fn on_node(&self) -> bool {
+        false
+    }
+}
+
+#[test]
+fn a_lost_half_of_a_masqueraded_flow_is_written_anew() {
+    for mut cast in casts() {
+        let (_, seen) = cast.open(REMOTE);
+        let replies = Tuple::between(cast.backends[REMOTE], seen.from(), cast.protocol);
+        let entry = cast.tables.flows.remove(&replies).unwrap();
+        cast.tables.now = Time(cast.tables.now.0 + Time::seconds(2));
+        let mut more = data(cast.client, cast.node, cast.protocol);
+        assert!(matches!(from_net(&mut more, &mut cast.tables), Verdict::Forward(..)));
+        let again = cast.tables.flows[&replies];
+        assert_eq!((again.way, again.to(cast.protocol)), (entry.way, entry.to(cast.protocol)));
+    }
+}
