@@ -144,6 +144,7 @@ fn affinity_to_an_endpoint_that_has_left_the_set_is_ignored() {
 #[test]
 fn policies_have_each_their_own_set() {
     let (mut tables, mut frontend) = sticky();
+    frontend.affinity = 0;
     let outside = |tables: &mut HostTables, frontend: &Frontend| {
         select(tables, frontend, Side::Outside, Addr::default()).map(|choice| choice.backend.id.0)
     };
