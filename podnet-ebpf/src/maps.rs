@@ -45,6 +45,12 @@ pub(crate) static NETWORKS: Array<ServiceNetworks> = Array::pinned(1, 0);
 #[map]
 pub(crate) static FILTER: Array<u64> = Array::pinned(FILTER_WORDS, 0);
 
+#[map]
+pub(crate) static SOURCES: LpmTrie<Source, u32> = LpmTrie::pinned(1, 0);
+
+#[map]
+pub(crate) static NETWORKS: Array<ServiceNetworks> = Array::pinned(1, 0);
+
 /// For `podnet services`; no program reads it.
 #[map]
 pub(crate) static NAMES: HashMap<ServiceId, ServiceName> = HashMap::pinned(1, BPF_F_NO_PREALLOC);

@@ -1,7 +1,9 @@
 //! What the planner and the kernel's tables tell each other: a snapshot one way, changes the other.
 
 use podnet_common::abi::ServiceName;
+use podnet_common::network::ServiceNetworks;
 use podnet_common::service::{Backend, BackendId, Frontend, FrontendKey, ServiceId};
+use podnet_common::wire::Addr;
 
 /// How many entries each table takes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -22,6 +24,17 @@ impl Default for Capacity {
     }
 }
 
+/// Sources of a service port that may use its load balancers' addresses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct SourceRange {
+    /// The service port.
+    pub service: ServiceId,
+    /// The first of the sources.
+    pub addr: Addr,
+    /// How many bits they share, counted in their own family.
+    pub length: u8,
+}
+
 /// What the kernel's tables hold.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Snapshot {
@@ -34,6 +47,10 @@ pub struct Snapshot {
     pub backends: Vec<(BackendId, Backend)>,
     /// The service ports' names.
     pub names: Vec<(ServiceId, ServiceName)>,
+    /// All source ranges.
+    pub sources: Vec<SourceRange>,
+    /// The networks that ClusterIPs are taken from.
+    pub networks: ServiceNetworks,
 }
 
 /// Changes of the kernel's tables, each list in its own right, to be carried out in the order of the
@@ -46,10 +63,17 @@ pub struct Changes {
     pub slots: Vec<(u32, BackendId)>,
     /// Names of new service ports.
     pub names: Vec<(ServiceId, ServiceName)>,
+    /// Source ranges that are new.
+    pub sources: Vec<SourceRange>,
     /// Frontends to write: new ones and ones that move to another range.
     pub frontends: Vec<(FrontendKey, Frontend)>,
+    /// The networks that ClusterIPs are taken from, if they change. Their new addresses have their frontends
+    /// by then.
+    pub networks: Option<ServiceNetworks>,
     /// Frontends to remove.
     pub removed_frontends: Vec<FrontendKey>,
+    /// Source ranges to remove.
+    pub removed_sources: Vec<SourceRange>,
     /// Backends that have left, as [`Backend::gone`] makes them.
     pub gone: Vec<(BackendId, Backend)>,
     /// Names of service ports that are no more.

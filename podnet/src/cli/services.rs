@@ -153,6 +153,7 @@ mod tests {
             slots: (0..4).map(|slot| (slot, BackendId(slot + 1))).collect(),
             backends: (1..=4).map(backend).collect(),
             names: vec![(ServiceId(1), name.encode())],
+            ..Snapshot::default()
         }
     }
 

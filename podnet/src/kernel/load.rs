@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use aya::programs::{CgroupSockAddr, SchedClassifier};
 use aya::{Ebpf, EbpfLoader, include_bytes_aligned};
 use podnet_common::abi;
+use podnet_common::network::ServiceNetworks;
 
 use super::attach::{self, INTERFACE_PROGRAMS, Pin, SOCKET_PROGRAMS, program_mut};
 use super::error::Error;
@@ -55,6 +56,10 @@ impl Dataplane {
         let mut filter = Filter::open(staging.directory())?;
         if staging.makes(abi::FILTER) {
             filter.fill(&tables)?;
+        }
+        if staging.makes(abi::NETWORKS) {
+            // Zeroes, which a new map holds, are the network of all addresses.
+            tables.set_networks(ServiceNetworks::default())?;
         }
         load_interface_programs(&mut ebpf)?;
         if cgroup.is_some() {

@@ -12,14 +12,16 @@ use nix::libc;
 use podnet_common::abi::{self, ServiceName};
 use podnet_common::conntrack::{Flow, Tuple};
 use podnet_common::filter::FILTER_WORDS;
+use podnet_common::network::{ServiceNetworks, Source};
 use podnet_common::service::{Backend, BackendId, Frontend, FrontendKey, ServiceId};
 use podnet_common::socket::{Peer, PeerKey};
 use podnet_common::verdict::Reason;
+use podnet_common::wire::Family;
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 use super::error::Error;
 use super::sys::{self, Cursor, Step};
-use crate::changes::{Capacity, Changes, Snapshot};
+use crate::changes::{Capacity, Changes, Snapshot, SourceRange};
 
 /// Flags of an update (include/uapi/linux/bpf.h): in any case, or only if there is no such entry.
 const BPF_ANY: u64 = 0;
@@ -87,7 +89,8 @@ impl<K: Plain, V: Plain> Table<K, V> {
             sys::update_batch(self.fd(), &keys, &values, count, BPF_ANY).map_err(|(_, error)| match error
                 .raw_os_error()
             {
-                Some(libc::E2BIG) => {
+                // A hash that is full, and a longest-prefix table that is.
+                Some(libc::E2BIG | libc::ENOSPC) => {
                     Error::Full { table: self.name, capacity: self.capacity, flag: self.flag }
                 }
                 _ => self.error("writing", error),
@@ -178,6 +181,35 @@ impl<K: Plain, V: Plain> Table<K, V> {
     }
 }
 
+/// A key of the longest-prefix table, as `struct bpf_lpm_trie_key` lays it out: without padding, which the
+/// alignment of [`Source`] would bring.
+#[derive(Clone, Copy, FromBytes, IntoBytes, Immutable)]
+#[repr(C, packed)]
+pub(super) struct SourceKey {
+    bits: u32,
+    source: Source,
+}
+
+impl From<SourceRange> for SourceKey {
+    fn from(range: SourceRange) -> Self {
+        let source = Source::new(range.service, range.addr);
+        Self { bits: source.bits_of(range.length), source }
+    }
+}
+
+impl From<SourceKey> for SourceRange {
+    fn from(SourceKey { bits, source }: SourceKey) -> Self {
+        let addr = source.addr();
+        let whole = match addr.family() {
+            Family::V4 => 32,
+            Family::V6 => 128,
+        };
+        // What is not a bit of an address comes before those.
+        let length = u8::try_from((whole + bits).saturating_sub(Source::BITS)).unwrap_or(u8::MAX);
+        Self { service: source.service(), addr, length }
+    }
+}
+
 /// The flag that sets a map's size.
 fn flag_of(name: &str) -> &'static str {
     match name {
@@ -210,7 +242,7 @@ impl Shape {
 }
 
 /// The shapes of all maps, by the sizes that people set.
-pub(super) fn shapes(capacity: &Capacity) -> [Shape; 8] {
+pub(super) fn shapes(capacity: &Capacity) -> [Shape; 10] {
     [
         Shape::of::<FrontendKey, Frontend>(abi::FRONTENDS, capacity.frontends),
         Shape::of::<u32, BackendId>(abi::SLOTS, capacity.slots),
@@ -220,6 +252,8 @@ pub(super) fn shapes(capacity: &Capacity) -> [Shape; 8] {
         // A service port that takes over another one's frontends gets its name while that one's stands.
         Shape::of::<ServiceId, ServiceName>(abi::NAMES, capacity.frontends.saturating_mul(2)),
         Shape::of::<u32, u64>(abi::FILTER, FILTER_WORDS),
+        Shape::of::<SourceKey, u32>(abi::SOURCES, capacity.frontends),
+        Shape::of::<u32, ServiceNetworks>(abi::NETWORKS, 1),
         Shape::of::<u32, u64>(abi::COUNTERS, REASONS),
     ]
 }
@@ -236,6 +270,8 @@ pub(super) struct Tables {
     flows: Table<Tuple, Flow>,
     peers: Table<PeerKey, Peer>,
     names: Table<ServiceId, ServiceName>,
+    sources: Table<SourceKey, u32>,
+    networks: Table<u32, ServiceNetworks>,
     counters: MapData,
 }
 
@@ -249,6 +285,8 @@ impl Tables {
             flows: Table::open(maps, abi::FLOWS)?,
             peers: Table::open(maps, abi::PEERS)?,
             names: Table::open(maps, abi::NAMES)?,
+            sources: Table::open(maps, abi::SOURCES)?,
+            networks: Table::open(maps, abi::NETWORKS)?,
             counters: MapData::from_pin(maps.join(abi::COUNTERS))?,
         })
     }
@@ -269,6 +307,7 @@ impl Tables {
     /// fit.
     pub(super) fn check_fit(&self, capacity: &Capacity) -> Result<(), Error> {
         self.frontends.check_fit(capacity.frontends, <[_]>::len)?;
+        self.sources.check_fit(capacity.frontends, <[_]>::len)?;
         self.backends.check_fit(capacity.slots, |all| {
             let given = all.iter().filter(|(_, backend)| backend.generation != 0);
             given.map(|(id, _)| id.0 as usize + 1).max().unwrap_or(0)
@@ -290,7 +329,8 @@ impl Tables {
         self.backends.copy_from(&old.backends, |(id, _)| id.0 < self.backends.capacity())?;
         self.flows.copy_from(&old.flows, |_| true)?;
         self.peers.copy_from(&old.peers, |_| true)?;
-        self.names.copy_from(&old.names, |_| true)
+        self.names.copy_from(&old.names, |_| true)?;
+        self.sources.copy_from(&old.sources, |_| true)
     }
 
     /// Copies the flows and peers of `old` that the maps do not have.
@@ -317,17 +357,31 @@ impl Tables {
         slots.retain(|(index, _)| used[*index as usize]);
         let mut backends = self.backends.entries()?;
         backends.retain(|(_, backend)| backend.generation != 0);
-        Ok(Snapshot { frontends, slots, backends, names: self.names.entries()? })
+        let names = self.names.entries()?;
+        let sources = self.sources.entries()?.into_iter().map(|(key, _)| key.into()).collect();
+        let networks = self.networks.entries()?.first().map(|(_, networks)| *networks).unwrap_or_default();
+        Ok(Snapshot { frontends, slots, backends, names, sources, networks })
     }
 
     pub(super) fn apply(&self, changes: &Changes) -> Result<(), Error> {
         self.backends.insert(&changes.backends)?;
         self.slots.insert(&changes.slots)?;
         self.names.insert(&changes.names)?;
+        let sources = changes.sources.iter().map(|range| ((*range).into(), 1));
+        self.sources.insert(&sources.collect::<Vec<_>>())?;
         self.frontends.insert(&changes.frontends)?;
+        if let Some(networks) = changes.networks {
+            self.set_networks(networks)?;
+        }
         self.frontends.remove(&changes.removed_frontends)?;
+        let sources = changes.removed_sources.iter().map(|range| (*range).into());
+        self.sources.remove(&sources.collect::<Vec<_>>())?;
         self.backends.insert(&changes.gone)?;
         self.names.remove(&changes.removed_names)
+    }
+
+    pub(super) fn set_networks(&self, networks: ServiceNetworks) -> Result<(), Error> {
+        self.networks.insert(&[(0, networks)])
     }
 
     /// Each map's kernel memory in bytes, the largest first.
@@ -339,6 +393,7 @@ impl Tables {
             (abi::FLOWS, self.flows.memory()?),
             (abi::PEERS, self.peers.memory()?),
             (abi::NAMES, self.names.memory()?),
+            (abi::SOURCES, self.sources.memory()?),
         ];
         all.sort_by_key(|(_, bytes)| std::cmp::Reverse(*bytes));
         Ok(all)
@@ -358,5 +413,22 @@ impl Tables {
             .iter()
             .map(|reason| Ok((*reason, counters.get(&(*reason as u32), 0)?.iter().sum())))
             .collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::IpAddr;
+
+    use super::*;
+
+    #[test]
+    fn a_range_of_sources_survives_its_key() {
+        for (addr, length) in [("192.0.2.0", 24), ("10.0.0.1", 32), ("2001:db8::", 32), ("fd00::1", 128)] {
+            let addr = addr.parse::<IpAddr>().unwrap().into();
+            let range = SourceRange { service: ServiceId(7), addr, length };
+            assert_eq!(SourceRange::from(SourceKey::from(range)), range);
+        }
+        assert_eq!(size_of::<SourceKey>(), 28, "as the kernel lays it out");
     }
 }

@@ -117,6 +117,7 @@ impl Tables {
             slots: used.collect(),
             backends: self.backends.iter().map(|(id, backend)| (*id, *backend)).collect(),
             names: self.names.iter().map(|(id, name)| (*id, *name)).collect(),
+            ..Snapshot::default()
         }
     }
 }
