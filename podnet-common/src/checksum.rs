@@ -98,6 +98,13 @@ impl Delta {
         Self(Sum(sum))
     }
 
+    /// This change and another one.
+    #[inline(always)]
+    #[must_use]
+    pub const fn and(self, other: Self) -> Self {
+        Self(Sum(self.0.0 + other.0.0))
+    }
+
     /// The change as the kernel's `__wsum`, for `bpf_l4_csum_replace`.
     #[inline(always)]
     pub const fn wide(self) -> u32 {

@@ -19,7 +19,7 @@ pub struct L4Patch {
     pub offset: usize,
     /// The change of the pseudo header's addresses.
     pub addresses: Delta,
-    /// The change of the ports.
+    /// The change of the ports, or of whatever else the checksum covers and the packet holds.
     pub ports: Delta,
     /// UDP: a field of 0 means "no checksum" and stays (RFC 768); a result of 0 is written as ffff.
     pub udp: bool,
@@ -40,6 +40,11 @@ pub trait Frame {
 
     /// Carries out `patch`. The last change of a frame: in the kernel it ends access to the bytes.
     fn patch_l4(&mut self, patch: &L4Patch) -> Option<()>;
+
+    /// Makes the first `length` bytes readable, or as many as there are, where a frame need not lie in one
+    /// piece.
+    #[inline(always)]
+    fn gather(&mut self, _length: usize) {}
 
     /// Cuts the frame to `len` bytes, or grows it with zeroes.
     fn resize(&mut self, len: usize) -> Option<()>;

@@ -21,6 +21,8 @@ pub mod filter;
 pub mod frame;
 #[cfg(any(test, feature = "host"))]
 pub mod host;
+pub mod icmp;
+mod ip;
 pub mod nat;
 pub mod network;
 pub mod packet;

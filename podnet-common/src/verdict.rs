@@ -113,6 +113,8 @@ reasons! {
     SocketPeer = "socket_peer",
     /// connect() or a datagram to a Service without endpoints: refused
     SocketRefused = "socket_refused",
+    /// an ICMP error about a packet of a known flow: translated as the flow is
+    IcmpError = "icmp_error",
 }
 
 #[cfg(test)]

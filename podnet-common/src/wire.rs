@@ -242,6 +242,8 @@ impl Protocol {
     pub const UDP: Self = Self(17);
     /// ICMPv6 (RFC 4443).
     pub const ICMPV6: Self = Self(58);
+    /// SCTP (RFC 9260).
+    pub const SCTP: Self = Self(132);
 }
 
 impl fmt::Debug for Protocol {
@@ -251,6 +253,7 @@ impl fmt::Debug for Protocol {
             Self::UDP => f.write_str("UDP"),
             Self::ICMP => f.write_str("ICMP"),
             Self::ICMPV6 => f.write_str("ICMPv6"),
+            Self::SCTP => f.write_str("SCTP"),
             Self(number) => write!(f, "protocol {number}"),
         }
     }

@@ -93,6 +93,14 @@ impl Frame for Skb<'_> {
     }
 
     #[inline(always)]
+    fn gather(&mut self, length: usize) {
+        if !self.holds(length) {
+            // What could not be gathered is missed when it is loaded.
+            let _ = self.0.pull_data(self.0.len().min(length as u32));
+        }
+    }
+
+    #[inline(always)]
     fn resize(&mut self, len: usize) -> Option<()> {
         // SAFETY: a helper on this program's own context.
         let done = unsafe { bpf_skb_change_tail(self.0.skb.skb, u32::try_from(len).ok()?, 0) };
