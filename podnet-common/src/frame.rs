@@ -41,6 +41,11 @@ pub trait Frame {
     /// Carries out `patch`. The last change of a frame: in the kernel it ends access to the bytes.
     fn patch_l4(&mut self, patch: &L4Patch) -> Option<()>;
 
+    /// Notes that the frame's bytes have changed by `change`, which no checksum within them makes up for: a
+    /// device may have left their sum beside the frame.
+    #[inline(always)]
+    fn note_change(&mut self, _change: Delta) {}
+
     /// Makes the first `length` bytes readable, or as many as there are, where a frame need not lie in one
     /// piece.
     #[inline(always)]

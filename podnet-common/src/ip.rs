@@ -33,6 +33,8 @@ pub(crate) struct Header {
 /// Which part of a fragmented packet it is.
 #[derive(Clone, Copy)]
 pub(crate) struct Part {
+    /// The identification that the parts share.
+    pub(crate) id: Be32,
     /// Whether it is the first one, which carries the L4 header.
     pub(crate) first: bool,
 }
@@ -53,7 +55,7 @@ struct Ipv4Start {
     version_ihl: u8,
     _tos: u8,
     total_length: Be16,
-    _id: Be16,
+    id: Be16,
     fragment: Be16,
     _ttl: u8,
     protocol: Protocol,
@@ -89,7 +91,7 @@ struct FragmentHeader {
     next_header: Protocol,
     _reserved: u8,
     offset_more: Be16,
-    _id: Be32,
+    id: Be32,
 }
 
 /// Reads the IP header of `frame`.
@@ -121,7 +123,7 @@ pub(crate) fn read_v4<F: Frame>(frame: &F, at: usize, want: Want) -> Result<Head
             return Err(Reason::Fragment);
         }
         let first = start.fragment.get() & OFFSET == 0;
-        fragment = Some(Part { first });
+        fragment = Some(Part { id: Be32::new(u32::from(start.id.get())), first });
     }
     Ok(Header {
         family: Family::V4,
@@ -167,7 +169,7 @@ pub(crate) fn read_v6<F: Frame>(frame: &F, at: usize, want: Want) -> Result<Head
                 // A fragment that is all of its packet is treated as the packet (RFC 6946).
                 if header.offset_more.get() & MORE_OR_OFFSET != 0 {
                     let first = header.offset_more.get() & OFFSET == 0;
-                    fragment = Some(Part { first });
+                    fragment = Some(Part { id: header.id, first });
                     if !first {
                         break;
                     }

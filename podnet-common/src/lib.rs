@@ -18,6 +18,7 @@ pub mod affinity;
 pub mod checksum;
 pub mod conntrack;
 pub mod filter;
+pub mod fragment;
 pub mod frame;
 #[cfg(any(test, feature = "host"))]
 pub mod host;

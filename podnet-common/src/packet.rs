@@ -72,7 +72,7 @@ pub fn parse<F: Frame>(frame: &F) -> Result<Packet, Reason> {
 
 /// Reads the L4 header of a packet that is whole, or of a first fragment.
 #[inline(always)]
-fn parse_l4<F: Frame>(frame: &F, ip: &Header) -> Result<Packet, Reason> {
+pub(crate) fn parse_l4<F: Frame>(frame: &F, ip: &Header) -> Result<Packet, Reason> {
     let (l4, protocol) = (ip.payload, ip.protocol);
     let flags = match protocol {
         Protocol::TCP => frame.load(l4 + 13).ok_or(Reason::Truncated)?,

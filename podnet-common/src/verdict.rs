@@ -115,6 +115,8 @@ reasons! {
     SocketRefused = "socket_refused",
     /// an ICMP error about a packet of a known flow: translated as the flow is
     IcmpError = "icmp_error",
+    /// a later fragment of a packet whose first one was not seen: passed
+    FragmentAlone = "fragment_alone",
 }
 
 #[cfg(test)]

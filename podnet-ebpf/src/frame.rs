@@ -1,7 +1,7 @@
 //! The door to an skb's bytes.
 
 use aya_ebpf::bindings::{BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR};
-use aya_ebpf::helpers::generated::{bpf_l4_csum_replace, bpf_skb_change_tail};
+use aya_ebpf::helpers::generated::{bpf_csum_update, bpf_l4_csum_replace, bpf_skb_change_tail};
 use aya_ebpf::programs::TcContext;
 use podnet_common::checksum::Delta;
 use podnet_common::frame::{Frame, L4Patch};
@@ -90,6 +90,12 @@ impl Frame for Skb<'_> {
             return None;
         }
         (patch.ports == Delta::NONE || self.replace(patch.offset, patch.ports, mangled)).then_some(())
+    }
+
+    #[inline(always)]
+    fn note_change(&mut self, change: Delta) {
+        // SAFETY: a helper on this program's own context; it refuses an skb without such a sum.
+        unsafe { bpf_csum_update(self.0.skb.skb, change.wide()) };
     }
 
     #[inline(always)]
