@@ -7,6 +7,7 @@ use core::mem::size_of;
 
 use crate::affinity::{Affinity, AffinityKey};
 use crate::conntrack::{Flow, Tuple};
+use crate::route::Hook;
 use crate::service::{Backend, BackendId, Frontend, FrontendKey};
 use crate::socket::{Peer, PeerKey};
 
@@ -24,6 +25,10 @@ pub const BACKENDS: &str = "BACKENDS";
 pub const FLOWS: &str = "FLOWS";
 /// `PeerKey -> Peer`, an LRU hash.
 pub const PEERS: &str = "PEERS";
+/// `FragmentKey -> FragmentPorts`, an LRU hash.
+pub const FRAGMENTS: &str = "FRAGMENTS";
+/// How many datagrams in fragments are followed at a time.
+pub const FRAGMENT_ENTRIES: u32 = 8192;
 /// `AffinityKey -> Affinity`, an LRU hash.
 pub const AFFINITY: &str = "AFFINITY";
 /// `ServiceId -> ServiceName`, a hash that only user space reads and writes.
@@ -34,8 +39,33 @@ pub const FILTER: &str = "FILTER";
 pub const SOURCES: &str = "SOURCES";
 /// `0 -> ServiceNetworks`, an array of one element.
 pub const NETWORKS: &str = "NETWORKS";
+/// [`Program::index`]` -> program`, a program array.
+pub const PROGRAMS: &str = "PROGRAMS";
 /// `Reason -> u64`, a per-CPU array of counters.
 pub const COUNTERS: &str = "COUNTERS";
+
+/// A program that another one at a hook leaves packets to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Program {
+    /// [`route::rest`](crate::route::rest).
+    Rest(Hook),
+    /// [`route::open`](crate::route::open).
+    Open(Hook),
+}
+
+impl Program {
+    /// How many places the program array has for them.
+    pub const COUNT: u32 = 8;
+
+    /// Its place in the program array.
+    #[inline(always)]
+    pub const fn index(self) -> u32 {
+        match self {
+            Self::Rest(hook) => hook as u32,
+            Self::Open(hook) => hook as u32 + Self::COUNT / 2,
+        }
+    }
+}
 
 /// `.rodata` of the socket programs: the cookie of the node's own network namespace.
 pub const NODE_NETNS: &str = "NODE_NETNS";

@@ -341,12 +341,6 @@ impl Flow {
         }
     }
 
-    /// Whether an answer is translated where it comes into the node, and not where it reaches the client.
-    #[inline(always)]
-    pub const fn answered_on_entry(&self) -> bool {
-        self.state.hairpin() || matches!(self.way, Way::NODE | Way::MASQUERADE)
-    }
-
     /// The tuple that the entry's packets get.
     #[inline(always)]
     pub const fn to(&self, protocol: Protocol) -> Tuple {

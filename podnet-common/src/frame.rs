@@ -35,6 +35,15 @@ pub trait Frame {
     /// Reads a `T` at `offset`.
     fn load<T: FromBytes + Immutable + Copy>(&self, offset: usize) -> Option<T>;
 
+    /// An offset that was found in the frame and kept for a while; `None` if it is beyond all headers.
+    ///
+    /// To be asked before the offset is used: the kernel's verifier forgets what it knew of a number when
+    /// the compiler keeps it in pieces.
+    #[inline(always)]
+    fn place(&self, offset: usize) -> Option<usize> {
+        Some(offset)
+    }
+
     /// Writes a `T` at `offset`.
     fn store<T: IntoBytes + Immutable + Copy>(&mut self, offset: usize, value: T) -> Option<()>;
 

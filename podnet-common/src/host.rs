@@ -11,13 +11,16 @@ use zerocopy::{FromBytes, Immutable, IntoBytes};
 use crate::affinity::{Affinity, AffinityKey};
 use crate::conntrack::{Flow, State, Time, Tuple};
 use crate::filter::Place;
+use crate::fragment::{FragmentKey, FragmentPorts};
 use crate::frame::{Frame, L4Patch, patch_field};
 use crate::network::{Network, ServiceNetworks, Source};
+use crate::route::{self, Hook};
 use crate::service::{
     Backend, BackendFlags, BackendId, Frontend, FrontendKey, FrontendKind, ServiceId, SlotRange,
 };
 use crate::socket::{Known, Peer, PeerKey, Sockets};
 use crate::tables::{InsertError, Overwrite, Services, Tables, WayOut};
+use crate::verdict::Verdict;
 use crate::wire::{Addr, Be16, Endpoint, Protocol};
 
 /// The flags of a backend that takes connections.
@@ -44,6 +47,18 @@ impl Frame for Vec<u8> {
     }
 }
 
+/// What the programs at a hook do with a packet, one after the other.
+pub fn route_all<F: Frame, T: Tables>(hook: Hook, frame: &mut F, tables: &mut T) -> Verdict {
+    let verdict = match route::route(hook, frame, tables) {
+        Verdict::Rest => route::rest(hook, frame, tables),
+        verdict => verdict,
+    };
+    match verdict {
+        Verdict::Open => route::open(hook, frame, tables),
+        verdict => verdict,
+    }
+}
+
 /// All tables of the kernel in plain memory, and the clock and the dice beside them.
 #[derive(Clone, Debug)]
 pub struct HostTables {
@@ -63,6 +78,8 @@ pub struct HostTables {
     pub peer_capacity: usize,
     /// The affinity table.
     pub affinities: HashMap<AffinityKey, Affinity>,
+    /// The fragment table.
+    pub fragments: HashMap<FragmentKey, FragmentPorts>,
     /// The source ranges of service ports: those whose addresses share their first bits, as many as the
     /// number says in their own family.
     pub sources: Vec<(Source, u8)>,
@@ -70,8 +87,8 @@ pub struct HostTables {
     pub networks: ServiceNetworks,
     /// The interface at which packets are met.
     pub interface: u32,
-    /// How packets leave the node, all of them.
-    pub way_out: Option<WayOut>,
+    /// How packets leave the node: those of a family by the first with a source of that family.
+    pub ways_out: Vec<WayOut>,
     /// The cookie of the socket that sends the packet at hand.
     pub cookie: u64,
     /// The time.
@@ -94,10 +111,11 @@ impl Default for HostTables {
             peers: HashMap::new(),
             peer_capacity: usize::MAX,
             affinities: HashMap::new(),
+            fragments: HashMap::new(),
             sources: Vec::new(),
             networks: ServiceNetworks::default(),
             interface: 1,
-            way_out: None,
+            ways_out: Vec::new(),
             cookie: 0,
             now: Time::default(),
             drawn: VecDeque::new(),
@@ -262,8 +280,17 @@ impl Tables for HostTables {
         self.interface
     }
 
-    fn way_out(&self, _: &Tuple) -> Option<WayOut> {
-        self.way_out
+    fn way_out(&self, to: &Tuple) -> Option<WayOut> {
+        let family = to.destination().addr.family();
+        self.ways_out.iter().copied().find(|out| out.source.family() == family)
+    }
+
+    fn fragment(&self, key: &FragmentKey) -> Option<FragmentPorts> {
+        self.fragments.get(key).copied()
+    }
+
+    fn remember_fragment(&mut self, key: &FragmentKey, ports: &FragmentPorts) {
+        self.fragments.insert(*key, *ports);
     }
 
     fn led(&self, destination: Endpoint, protocol: Protocol) -> Option<Peer> {

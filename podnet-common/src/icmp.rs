@@ -125,8 +125,9 @@ pub fn rewrite<F: Frame>(frame: &mut F, error: &IcmpError, to: &Tuple) -> Option
     let (from, to) = (new.source(), new.destination());
     let addresses = Delta::NONE.addr(old.source().addr, from.addr).addr(old.destination().addr, to.addr);
     let ports = Delta::NONE.word(old.source().port, from.port).word(old.destination().port, to.port);
-    write_addresses(frame, error.inner, error.family, [from.addr, to.addr], addresses)?;
-    frame.store(error.l4, [from.port, to.port])?;
+    let inner = frame.place(error.inner)?;
+    write_addresses(frame, inner, error.family, [from.addr, to.addr], addresses)?;
+    frame.store(frame.place(error.l4)?, [from.port, to.port])?;
     let mut quote = match error.family {
         // The quoted header's checksum makes up for its addresses.
         Family::V4 => ports,
@@ -140,7 +141,7 @@ pub fn rewrite<F: Frame>(frame: &mut F, error: &IcmpError, to: &Tuple) -> Option
         quote = quote.word(field, patched);
     }
     frame.patch_l4(&L4Patch {
-        offset: error.icmp + 2,
+        offset: frame.place(error.icmp)? + 2,
         // ICMPv6 has a pseudo header (RFC 4443, 2.3), ICMP has none.
         addresses: if error.family == Family::V6 { outer } else { Delta::NONE },
         ports: quote,
@@ -154,7 +155,7 @@ pub fn rewrite<F: Frame>(frame: &mut F, error: &IcmpError, to: &Tuple) -> Option
 #[inline(always)]
 fn quoted_checksum<F: Frame>(frame: &F, error: &IcmpError) -> Option<(usize, Be16)> {
     let protocol = error.quoted.protocol();
-    let offset = error.l4 + checksum_field(protocol);
+    let offset = frame.place(error.l4)? + checksum_field(protocol);
     if protocol == Protocol::SCTP || offset + 2 > error.end {
         return None;
     }

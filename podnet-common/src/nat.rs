@@ -48,11 +48,12 @@ pub fn rewrite<F: Frame>(frame: &mut F, packet: &Packet, to: &Tuple) -> Option<(
         }
         Family::V6 => frame.store(ETHERNET + 8, [source.addr, destination.addr])?,
     }
-    frame.store(packet.l4, [source.port, destination.port])?;
+    let l4 = frame.place(packet.l4)?;
+    frame.store(l4, [source.port, destination.port])?;
     let ports =
         Delta::NONE.word(from.source().port, source.port).word(from.destination().port, destination.port);
     frame.patch_l4(&L4Patch {
-        offset: packet.l4 + checksum_field(from.protocol()),
+        offset: l4 + checksum_field(from.protocol()),
         addresses,
         ports,
         udp: from.protocol() == Protocol::UDP,

@@ -84,7 +84,7 @@ pub fn reply<F: Frame>(frame: &mut F, packet: &Packet) -> Option<()> {
 fn reset<F: Frame>(frame: &mut F, packet: &Packet) -> Option<()> {
     let answer = packet.tuple.reply();
     let (source, destination) = (answer.source(), answer.destination());
-    let [sent, acknowledged]: [Be32; 2] = frame.load(packet.l4 + 4)?;
+    let [sent, acknowledged]: [Be32; 2] = frame.load(frame.place(packet.l4)? + 4)?;
     // In a connection the answer stands where the other side's next segment would. A SYN has nothing to
     // say about that: the answer acknowledges the one number that it takes, and its data.
     let (sequence, acknowledgement, flags) = if packet.flags.has(TcpFlags::ACK) {
@@ -125,8 +125,9 @@ fn data_length<F: Frame>(frame: &F, packet: &Packet) -> Option<u32> {
         Family::V6 => (ETHERNET + 4, IPV6),
     };
     let length: Be16 = frame.load(field)?;
-    let data_offset: u8 = frame.load(packet.l4 + 12)?;
-    let start = packet.l4 + usize::from(data_offset >> 4) * 4;
+    let l4 = frame.place(packet.l4)?;
+    let data_offset: u8 = frame.load(l4 + 12)?;
+    let start = l4 + usize::from(data_offset >> 4) * 4;
     Some((ETHERNET + header + usize::from(length.get())).saturating_sub(start) as u32)
 }
 
@@ -134,7 +135,7 @@ fn data_length<F: Frame>(frame: &F, packet: &Packet) -> Option<u32> {
 fn port_unreachable<F: Frame>(frame: &mut F, packet: &Packet) -> Option<()> {
     let answer = packet.tuple.reply();
     let (source, destination) = (answer.source(), answer.destination());
-    let transport: [Be32; QUOTE / 4] = frame.load(packet.l4)?;
+    let transport: [Be32; QUOTE / 4] = frame.load(frame.place(packet.l4)?)?;
     match packet.family {
         Family::V4 => {
             // Options are left out of the quote: what the sender looks for stands behind them.

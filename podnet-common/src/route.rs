@@ -1,12 +1,13 @@
 //! The way of a packet at the interfaces of a node.
 //!
-//! At an interface that faces a pod, what the pod sends comes through [`from_pod`], what it is sent through
-//! [`to_pod`]; at one that faces other machines, what comes in through [`from_net`], what goes out through
-//! [`to_net`]. A flow is opened where its client's packets are first met, and followed until it ends.
+//! A packet is met at up to four [hooks](Hook): where it enters and leaves the node, and where it leaves and
+//! reaches a pod. A flow is opened where its client's packets are first met, and followed until it ends.
 
 use crate::conntrack::{Direction, Flow, REFRESH, State, Time, Tuple, Way};
 use crate::filter::Place;
+use crate::fragment::{self, Fragment, FragmentKey, FragmentPorts};
 use crate::frame::{Frame, Mac};
+use crate::icmp;
 use crate::nat;
 use crate::packet::{self, Packet};
 use crate::reject;
@@ -14,7 +15,7 @@ use crate::select::{Choice, Nobody, Side, select};
 use crate::service::{BackendFlags, Frontend, FrontendFlags, FrontendKey};
 use crate::tables::{InsertError, Overwrite, Tables};
 use crate::verdict::{Reason, Verdict};
-use crate::wire::{Addr, Be16, Endpoint, Protocol};
+use crate::wire::{Addr, Be16, Endpoint, Family, Protocol};
 
 /// How many source ports are tried for a client whose own is taken at the chosen backend, or that gets
 /// one of the node's.
@@ -55,101 +56,193 @@ impl Sender {
     }
 }
 
-/// Decides about a packet that a pod has sent, and translates it.
+/// Where a packet is met.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Hook {
+    /// A pod has sent it.
+    FromPod,
+    /// It is about to reach a pod.
+    ToPod,
+    /// Another machine has sent it.
+    FromNet,
+    /// It is about to leave the node.
+    ToNet,
+}
+
+impl Hook {
+    /// All of them.
+    pub const ALL: [Self; 4] = [Self::FromPod, Self::ToPod, Self::FromNet, Self::ToNet];
+
+    /// Whether packets of an entry are translated here.
+    ///
+    /// Answers to pods and to clients outside are where they reach the client, not where they leave the
+    /// backend: a node with strict source checks drops what comes from a pod's interface in the name of
+    /// somebody else (`rp_filter`, RFC 3704).
+    #[inline(always)]
+    fn translates(self, flow: &Flow) -> bool {
+        let on_entry = matches!(self, Self::FromPod | Self::FromNet);
+        match (flow.state.direction(), flow.way) {
+            _ if flow.state.hairpin() => on_entry,
+            (Direction::Reply, Way::POD) => self == Self::ToPod,
+            (Direction::Reply, Way::OUTSIDE) | (Direction::Forward, Way::NODE) => self == Self::ToNet,
+            _ => on_entry,
+        }
+    }
+}
+
+/// Decides about a whole TCP or UDP packet of a known flow, or of none, and translates it: nearly all
+/// packets. Others are left over.
 #[inline(always)]
-pub fn from_pod<F: Frame, T: Tables>(frame: &mut F, tables: &mut T) -> Verdict {
+pub fn route<F: Frame, T: Tables>(hook: Hook, frame: &mut F, tables: &mut T) -> Verdict {
     match packet::parse(frame) {
-        Ok(packet) => enter(frame, tables, &packet, Sender::Pod),
+        Ok(packet) => decide(hook, frame, tables, &packet),
+        Err(Reason::Fragment | Reason::OtherProtocol) => Verdict::Rest,
         Err(reason) => Verdict::Pass(reason),
     }
 }
 
-/// Decides about a packet that another machine has sent to this node, and translates it.
+/// Decides about fragments and ICMP errors.
 #[inline(always)]
-pub fn from_net<F: Frame, T: Tables>(frame: &mut F, tables: &mut T) -> Verdict {
-    match packet::parse(frame) {
-        Ok(packet) => enter(frame, tables, &packet, Sender::Net),
+pub fn rest<F: Frame, T: Tables>(hook: Hook, frame: &mut F, tables: &mut T) -> Verdict {
+    match fragment::parse(frame) {
+        Ok(Fragment::Whole(packet)) => decide(hook, frame, tables, &packet),
+        // It is translated as if it were the whole packet.
+        Ok(Fragment::First(packet, key)) => {
+            if tables.may_hold(Place::of_frontend(packet.tuple.destination().addr))
+                || tables.may_hold(Place::of_backend(packet.tuple.source()))
+            {
+                tables.remember_fragment(&key, &FragmentPorts::new(&packet.tuple, tables.now()));
+            }
+            decide(hook, frame, tables, &packet)
+        }
+        Ok(Fragment::Later(key)) => later_fragment(hook, frame, tables, &key),
+        Err(Reason::OtherProtocol) => icmp_error(hook, frame, tables),
         Err(reason) => Verdict::Pass(reason),
     }
 }
 
-/// Decides about a packet that is about to reach a pod, and translates it.
+/// Decides about a packet, whole or a first fragment, that may open a flow.
 #[inline(always)]
-pub fn to_pod<F: Frame, T: Tables>(frame: &mut F, tables: &mut T) -> Verdict {
-    match packet::parse(frame) {
-        Ok(packet) => leave(frame, tables, &packet, Way::POD).unwrap_or(Verdict::Pass(Reason::NotService)),
-        Err(reason) => Verdict::Pass(reason),
-    }
-}
-
-/// Decides about a packet that is about to leave the node, and translates it: an answer to a client
-/// outside, or what the node itself sends to a Service.
-#[inline(always)]
-pub fn to_net<F: Frame, T: Tables>(frame: &mut F, tables: &mut T) -> Verdict {
-    let packet = match packet::parse(frame) {
-        Ok(packet) => packet,
+pub fn open<F: Frame, T: Tables>(hook: Hook, frame: &mut F, tables: &mut T) -> Verdict {
+    let packet = match fragment::parse(frame) {
+        Ok(Fragment::Whole(packet) | Fragment::First(packet, _)) => packet,
+        Ok(Fragment::Later(_)) => return Verdict::Pass(Reason::Fragment),
         Err(reason) => return Verdict::Pass(reason),
     };
-    match leave(frame, tables, &packet, Way::OUTSIDE) {
-        Some(verdict) => verdict,
-        None => enter(frame, tables, &packet, Sender::Node),
+    match hook {
+        Hook::FromPod => enter(frame, tables, &packet, Sender::Pod),
+        Hook::FromNet => enter(frame, tables, &packet, Sender::Net),
+        Hook::ToNet => enter(frame, tables, &packet, Sender::Node),
+        Hook::ToPod => Verdict::Pass(Reason::NotService),
     }
 }
 
-/// Translates a backend's answer that is about to reach a client on `way`; `None` if it is none.
-///
-/// Not earlier, where the answer leaves the backend: a node with strict source checks drops what comes from
-/// a pod's interface in the name of somebody else (`rp_filter`, RFC 3704).
+/// Translates a packet of a known flow.
 #[inline(always)]
-fn leave<F: Frame, T: Tables>(frame: &mut F, tables: &mut T, packet: &Packet, way: Way) -> Option<Verdict> {
-    if !tables.may_hold(Place::of_backend(packet.tuple.source())) {
-        return None;
-    }
-    let flow = tables.flow(&packet.tuple)?;
-    if flow.state.direction() == Direction::Reply && !flow.state.hairpin() && flow.way == way {
-        follow(frame, tables, packet, &flow)
-    } else {
-        None
-    }
-}
-
-/// Translates what a client sends to a Service, and answers that a hook for what comes in has to translate.
-#[inline(always)]
-fn enter<F: Frame, T: Tables>(frame: &mut F, tables: &mut T, packet: &Packet, sender: Sender) -> Verdict {
-    let (destination, protocol) = (packet.tuple.destination(), packet.tuple.protocol());
-    if !tables.may_hold(Place::of_frontend(destination.addr)) {
-        return if tables.in_service_network(destination.addr) {
+fn decide<F: Frame, T: Tables>(hook: Hook, frame: &mut F, tables: &mut T, packet: &Packet) -> Verdict {
+    let (source, destination) = (packet.tuple.source(), packet.tuple.destination());
+    let answer = matches!(hook, Hook::ToPod | Hook::ToNet) && tables.may_hold(Place::of_backend(source));
+    let request = hook != Hook::ToPod && tables.may_hold(Place::of_frontend(destination.addr));
+    if !answer && !request {
+        return if hook != Hook::ToPod && tables.in_service_network(destination.addr) {
             Verdict::Drop(Reason::Unassigned)
         } else {
             Verdict::Pass(Reason::NotService)
         };
     }
     // Known flows first, SYNs too: a repeated one must not choose again.
-    let known = tables.flow(&packet.tuple);
-    if let Some(flow) = &known {
-        let verdict = match flow.state.direction() {
-            Direction::Reply if !flow.answered_on_entry() => {
-                flow.alive(protocol, tables.now()).then_some(Verdict::Pass(Reason::NotService))
+    if let Some(flow) = tables.flow(&packet.tuple) {
+        if hook.translates(&flow) {
+            if let Some(verdict) = follow(frame, tables, packet, &flow) {
+                return verdict;
             }
-            _ => follow(frame, tables, packet, flow),
-        };
-        if let Some(verdict) = verdict {
-            return verdict;
+        } else if flow.alive(packet.tuple.protocol(), tables.now()) {
+            return Verdict::Pass(Reason::NotService);
         }
     }
+    if request { Verdict::Open } else { Verdict::Pass(Reason::NotService) }
+}
+
+/// Translates a fragment like the first one of its packet.
+#[inline(always)]
+fn later_fragment<F: Frame, T: Tables>(
+    hook: Hook,
+    frame: &mut F,
+    tables: &mut T,
+    key: &FragmentKey,
+) -> Verdict {
+    let tuple = match key.tuple(tables.fragment(key).as_ref(), tables.now()) {
+        Ok(tuple) => tuple,
+        Err(reason) => return Verdict::Pass(reason),
+    };
+    match tables.flow(&tuple) {
+        Some(flow) if hook.translates(&flow) => {
+            let to = flow.to(tuple.protocol());
+            let family = tuple.source().addr.family();
+            match send_on(frame, tables, family, &to, &flow, Reason::FollowingFragment) {
+                Ok(verdict) => match fragment::rewrite_addresses(frame, key, &to) {
+                    Some(()) => verdict,
+                    None => Verdict::Drop(Reason::Truncated),
+                },
+                Err(verdict) => verdict,
+            }
+        }
+        _ => Verdict::Pass(Reason::FragmentAlone),
+    }
+}
+
+/// Translates an ICMP error about a packet of a flow.
+#[inline(always)]
+fn icmp_error<F: Frame, T: Tables>(hook: Hook, frame: &mut F, tables: &mut T) -> Verdict {
+    let error = match icmp::parse(frame) {
+        Ok(error) => error,
+        Err(reason) => return Verdict::Pass(reason),
+    };
+    let tuple = error.flow();
+    match tables.flow(&tuple) {
+        Some(flow) if hook.translates(&flow) => {
+            let to = flow.to(tuple.protocol());
+            match send_on(frame, tables, error.family, &to, &flow, Reason::IcmpError) {
+                Ok(verdict) => match icmp::rewrite(frame, &error, &to) {
+                    Some(()) => verdict,
+                    None => Verdict::Drop(Reason::Truncated),
+                },
+                Err(verdict) => verdict,
+            }
+        }
+        _ => Verdict::Pass(Reason::OtherProtocol),
+    }
+}
+
+/// Opens a flow for a packet, if it is to a Service.
+#[inline(always)]
+fn enter<F: Frame, T: Tables>(frame: &mut F, tables: &mut T, packet: &Packet, sender: Sender) -> Verdict {
+    let (destination, protocol) = (packet.tuple.destination(), packet.tuple.protocol());
+    let stale = tables.flow(&packet.tuple).map(|flow| (flow.state, flow.alive(protocol, tables.now())));
     let found = match tables.frontend(&FrontendKey::new(destination, protocol)) {
         Some(frontend) => Some(frontend),
         None => match tables.frontend(&FrontendKey::rest_of(destination.addr)) {
-            // A connection that podnet did not open may be in its middle.
-            Some(rest) if packet.flags.opens() || !matches!(protocol, Protocol::TCP) => Some(rest),
-            Some(_) => return Verdict::Pass(Reason::MidConnection),
+            Some(rest) => Some(rest),
             None if sender == Sender::Pod => left_behind(tables, destination, protocol),
             None => None,
         },
     };
+    if protocol == Protocol::TCP && !packet.flags.opens() {
+        return match stale {
+            // Its backend is gone, or it would have been followed: its client would wait for an answer until
+            // it gives up.
+            Some((state, true)) if state.direction() == Direction::Forward => {
+                refuse(frame, tables, packet, sender.way(), Reason::BackendGone)
+            }
+            // It may belong to a connection that somebody else translates since before podnet was here.
+            _ if found.is_some() => Verdict::Pass(Reason::MidConnection),
+            _ => Verdict::Pass(Reason::NotService),
+        };
+    }
     match found {
         Some(frontend) if !frontend.flags.has(FrontendFlags::LOOPBACK) => {
-            open(frame, tables, packet, &frontend, known.as_ref(), sender)
+            begin(frame, tables, packet, &frontend, stale, sender)
         }
         _ => Verdict::Pass(Reason::NotService),
     }
@@ -194,9 +287,7 @@ fn follow<F: Frame, T: Tables>(
             }
             Reason::Established
         }
-        Direction::Forward if !tables.has(flow.backend, BackendFlags::PRESENT) => {
-            return Some(refuse(frame, tables, packet, flow.way, Reason::BackendGone));
-        }
+        Direction::Forward if !tables.has(flow.backend, BackendFlags::PRESENT) => return None,
         Direction::Forward => Reason::Established,
     };
     let to = flow.to(protocol);
@@ -233,22 +324,18 @@ fn keep<T: Tables>(tables: &mut T, from: &Tuple, flow: &Flow, to: &Tuple, state:
     let _ = tables.insert_flow(&other, &flow.other(from, state, now), overwrite);
 }
 
-/// Opens a flow to a backend of `frontend`; `stale` is the entry for the packet that no longer holds, if
-/// there is one.
+/// Opens a flow to a backend of `frontend`; `stale` is the state of the entry for the packet that no longer
+/// holds, and whether it was alive, if there is one.
 #[inline(always)]
-fn open<F: Frame, T: Tables>(
+fn begin<F: Frame, T: Tables>(
     frame: &mut F,
     tables: &mut T,
     packet: &Packet,
     frontend: &Frontend,
-    stale: Option<&Flow>,
+    stale: Option<(State, bool)>,
     sender: Sender,
 ) -> Verdict {
     let (client, protocol) = (packet.tuple.source(), packet.tuple.protocol());
-    if protocol == Protocol::TCP && !packet.flags.opens() {
-        // It may belong to a connection that somebody else translates since before podnet was here.
-        return Verdict::Pass(Reason::MidConnection);
-    }
     if frontend.flags.has(FrontendFlags::SOURCE_RANGES) && !tables.admits(frontend.service, client.addr) {
         return Verdict::Drop(Reason::SourceRange);
     }
@@ -270,7 +357,7 @@ fn open<F: Frame, T: Tables>(
     let overwrite = if stale.is_some() { Overwrite::Yes } else { Overwrite::No };
     match tables.insert_flow(&packet.tuple, &forward, overwrite) {
         Ok(()) => {
-            let moved = stale.is_some_and(|flow| flow.alive(protocol, now) && !flow.state.closed());
+            let moved = stale.is_some_and(|(state, alive)| alive && !state.closed());
             let reason = if moved { Reason::Moved } else { Reason::NewFlow };
             translate(frame, tables, packet, &to, &forward, reason)
         }
@@ -343,7 +430,9 @@ fn reserve<T: Tables>(
     let state = State::new(origin.hairpin).after(packet.flags);
     let interface = tables.interface();
     let mut port = if masquerade { masquerade_port(tables.random()) } else { client.port };
-    let mut idle: Option<(Tuple, Flow)> = None;
+    // The port of the flow that was idle for longest, and since when.
+    let (mut idle, mut since) = (port, now);
+    let mut collided = false;
     for _ in 0..SOURCE_PORTS {
         let to = Tuple::between(Endpoint { addr: origin.addr, port }, choice.endpoint, protocol);
         let replies = to.reply();
@@ -352,8 +441,9 @@ fn reserve<T: Tables>(
         let overwrite = match tables.flow(&replies) {
             None => Overwrite::No,
             Some(other) if taken(&other, &packet.tuple, now) => {
-                if masquerade && idle.as_ref().is_none_or(|(_, flow)| other.seen < flow.seen) {
-                    idle = Some((to, other));
+                collided = true;
+                if other.seen < since {
+                    (idle, since) = (port, other.seen);
                 }
                 let drawn = tables.random();
                 port = if masquerade { masquerade_port(drawn) } else { any_port(drawn) };
@@ -368,19 +458,22 @@ fn reserve<T: Tables>(
             Err(InsertError::Exists) => {}
         }
     }
-    match idle {
-        Some((to, flow)) if now.since(flow.seen) >= IDLE => {
-            // Without its forward entry nothing of the other flow comes through by this port any more.
-            tables.remove_flow(&flow.to(protocol).reply());
-            let forward = Flow::new(&to, choice.backend, state, now).on(origin.way, interface, origin.mac);
-            let entry = forward.other(&packet.tuple, state, now);
-            match tables.insert_flow(&to.reply(), &entry, Overwrite::Yes) {
-                Ok(()) => Ok((to, forward)),
-                Err(_) => Err(Reason::FlowTableFull),
-            }
-        }
-        Some(_) => Err(Reason::SourcePorts),
-        None => Err(Reason::Collision),
+    if !masquerade || !collided {
+        return Err(Reason::Collision);
+    }
+    if now.since(since) < IDLE {
+        return Err(Reason::SourcePorts);
+    }
+    let to = Tuple::between(Endpoint { addr: origin.addr, port: idle }, choice.endpoint, protocol);
+    let replies = to.reply();
+    if let Some(other) = tables.flow(&replies) {
+        // Without its forward entry nothing of the other flow comes through by this port any more.
+        tables.remove_flow(&other.to(protocol).reply());
+    }
+    let forward = Flow::new(&to, choice.backend, state, now).on(origin.way, interface, origin.mac);
+    match tables.insert_flow(&replies, &forward.other(&packet.tuple, state, now), Overwrite::Yes) {
+        Ok(()) => Ok((to, forward)),
+        Err(_) => Err(Reason::FlowTableFull),
     }
 }
 
@@ -432,32 +525,45 @@ fn translate<F: Frame, T: Tables>(
     flow: &Flow,
     reason: Reason,
 ) -> Verdict {
-    let verdict = match (flow.way, flow.state.direction()) {
+    match send_on(frame, tables, packet.family, to, flow, reason) {
+        Ok(verdict) => match nat::rewrite(frame, packet, to) {
+            Some(()) => verdict,
+            None => Verdict::Drop(Reason::Truncated),
+        },
+        Err(verdict) => verdict,
+    }
+}
+
+/// Prepares a frame to go on as its flow's entry says, once it has got the tuple `to`; an error is what
+/// becomes of it instead.
+#[inline(always)]
+fn send_on<F: Frame, T: Tables>(
+    frame: &mut F,
+    tables: &T,
+    family: Family,
+    to: &Tuple,
+    flow: &Flow,
+    reason: Reason,
+) -> Result<Verdict, Verdict> {
+    const TRUNCATED: Verdict = Verdict::Drop(Reason::Truncated);
+    match (flow.way, flow.state.direction()) {
         _ if flow.state.hairpin() => {
-            if turn_around(frame).is_none() {
-                return Verdict::Drop(Reason::Truncated);
-            }
-            Verdict::Return(reason)
+            turn_around(frame).ok_or(TRUNCATED)?;
+            Ok(Verdict::Return(reason))
         }
         (Way::NODE, Direction::Reply) => {
             // Linux takes in only what is addressed to the interface it comes in by.
-            if frame.store(0, flow.client_mac).is_none() {
-                return Verdict::Drop(Reason::Truncated);
-            }
-            Verdict::Inject(flow.client_interface, reason)
+            frame.store(0, flow.client_mac).ok_or(TRUNCATED)?;
+            Ok(Verdict::Inject(flow.client_interface, reason))
         }
         (Way::NODE, Direction::Forward) | (Way::MASQUERADE, _) => {
-            let Some(out) = tables.way_out(to) else { return Verdict::Drop(Reason::NoRoute) };
-            if flow.way == Way::MASQUERADE && nat::hop(frame, packet.family).is_none() {
-                return Verdict::Pass(Reason::Expired);
+            let out = tables.way_out(to).ok_or(Verdict::Drop(Reason::NoRoute))?;
+            if flow.way == Way::MASQUERADE {
+                nat::hop(frame, family).ok_or(Verdict::Pass(Reason::Expired))?;
             }
-            Verdict::Forward(out.interface, reason)
+            Ok(Verdict::Forward(out.interface, reason))
         }
-        _ => Verdict::Translated(reason),
-    };
-    match nat::rewrite(frame, packet, to) {
-        Some(()) => verdict,
-        None => Verdict::Drop(Reason::Truncated),
+        _ => Ok(Verdict::Translated(reason)),
     }
 }
 

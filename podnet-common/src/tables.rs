@@ -3,6 +3,7 @@
 use crate::affinity::{Affinity, AffinityKey};
 use crate::conntrack::{Flow, State, Time, Tuple};
 use crate::filter::Place;
+use crate::fragment::{FragmentKey, FragmentPorts};
 use crate::service::{Backend, BackendFlags, BackendId, BackendRef, Frontend, FrontendKey, ServiceId};
 use crate::socket::Peer;
 use crate::wire::{Addr, Endpoint, Protocol};
@@ -87,6 +88,10 @@ pub trait Tables: Services {
     fn interface(&self) -> u32;
     /// How the packet at hand goes on if it is to go to `to`'s destination; `None` if there is no route.
     fn way_out(&self, to: &Tuple) -> Option<WayOut>;
+    /// What is remembered of the first fragment of a packet.
+    fn fragment(&self, key: &FragmentKey) -> Option<FragmentPorts>;
+    /// Remembers it. A table that takes no more costs the packet its other fragments.
+    fn remember_fragment(&mut self, key: &FragmentKey, ports: &FragmentPorts);
     /// The Service that the socket which sends the packet at hand was led away from, if it was led to
     /// `destination`.
     fn led(&self, destination: Endpoint, protocol: Protocol) -> Option<Peer>;

@@ -3,6 +3,10 @@
 /// Where a packet goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
+    /// Not decided yet: [`route::rest`](crate::route::rest) does.
+    Rest,
+    /// Not decided yet: [`route::open`](crate::route::open) does.
+    Open,
     /// On its way, untouched.
     Pass(Reason),
     /// On its way, translated.
@@ -21,6 +25,7 @@ impl Verdict {
     /// Why.
     pub const fn reason(self) -> Reason {
         match self {
+            Self::Rest | Self::Open => Reason::NotService,
             Self::Pass(reason)
             | Self::Translated(reason)
             | Self::Return(reason)
@@ -73,6 +78,8 @@ reasons! {
     NotService = "not_service",
     /// in the middle of a TCP connection that podnet did not open: passed
     MidConnection = "mid_connection",
+    /// a fragment of a packet whose first one was translated: sent after it
+    FollowingFragment = "following_fragment",
     /// the first packet of a flow: sent to the backend chosen for it
     NewFlow = "new_flow",
     /// a packet of a known flow: sent to its backend

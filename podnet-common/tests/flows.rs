@@ -5,8 +5,9 @@ mod support;
 
 use podnet_common::affinity::{Affinity, AffinityKey};
 use podnet_common::conntrack::{Flow, REFRESH, State, Time, Tuple};
+use podnet_common::fragment::{FragmentKey, FragmentPorts};
 use podnet_common::host::HostTables;
-use podnet_common::route::{from_pod, to_pod};
+
 use podnet_common::service::{Backend, BackendFlags, BackendId, Frontend, FrontendKey, ServiceId};
 use podnet_common::socket::Peer;
 use podnet_common::tables::{InsertError, Overwrite, Services, Tables, WayOut};
@@ -588,6 +589,12 @@ impl Tables for Raced {
     }
     fn way_out(&self, to: &Tuple) -> Option<WayOut> {
         self.tables.way_out(to)
+    }
+    fn fragment(&self, key: &FragmentKey) -> Option<FragmentPorts> {
+        self.tables.fragment(key)
+    }
+    fn remember_fragment(&mut self, key: &FragmentKey, ports: &FragmentPorts) {
+        self.tables.remember_fragment(key, ports);
     }
     fn led(&self, destination: Endpoint, protocol: Protocol) -> Option<Peer> {
         self.tables.led(destination, protocol)

@@ -3,7 +3,7 @@
 mod support;
 
 use podnet_common::host::HostTables;
-use podnet_common::route::from_pod;
+
 use podnet_common::verdict::{Reason, Verdict};
 use podnet_common::wire::Endpoint;
 use support::*;

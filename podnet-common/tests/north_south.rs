@@ -4,9 +4,9 @@
 mod support;
 
 use podnet_common::conntrack::{Time, Tuple};
-use podnet_common::host::HostTables;
+use podnet_common::host::{HostTables, route_all};
 use podnet_common::network::{Network, ServiceNetworks, Source};
-use podnet_common::route::{MASQUERADE_PORTS, from_net, from_pod, to_net, to_pod};
+use podnet_common::route::{Hook, MASQUERADE_PORTS};
 use podnet_common::service::{
     Backend, BackendFlags, BackendId, Frontend, FrontendFlags, FrontendKey, FrontendKind, ServiceId,
     SlotRange,
@@ -48,7 +48,7 @@ fn casts() -> impl Iterator<Item = Cast> {
             backend
         });
         tables.interface = UPLINK;
-        tables.way_out = Some(WayOut { interface: UPLINK, source: node.addr });
+        tables.ways_out = vec![WayOut { interface: UPLINK, source: node.addr }];
         Cast { family, protocol, client: outside(family, 9, 40000), node, backends, tables }
     })
 }
@@ -185,7 +185,7 @@ fn a_source_port_in_use_is_taken_from_an_idle_flow_only() {
 #[test]
 fn masquerade_without_a_route_is_dropped() {
     for mut cast in casts() {
-        cast.tables.way_out = None;
+        cast.tables.ways_out.clear();
         assert_eq!(cast.open(REMOTE).0, Verdict::Drop(Reason::NoRoute));
         assert_eq!(cast.open(LOCAL).0, Verdict::Translated(Reason::NewFlow));
     }
@@ -300,9 +300,9 @@ fn an_unassigned_address_of_the_services_network_is_dropped() {
         let mut networks = ServiceNetworks::default();
         networks.0[7] = Network::new(to.addr, length);
         cast.tables.networks = networks;
-        for hook in [from_pod, from_net, to_net] {
+        for hook in [Hook::FromPod, Hook::FromNet, Hook::ToNet] {
             let mut sent = opening(client, to, cast.protocol);
-            assert_eq!(hook(&mut sent, &mut cast.tables), Verdict::Drop(Reason::Unassigned));
+            assert_eq!(route_all(hook, &mut sent, &mut cast.tables), Verdict::Drop(Reason::Unassigned));
         }
         let mut other = opening(client, pod(cast.family, 8, 80), cast.protocol);
         assert_eq!(from_pod(&mut other, &mut cast.tables), Verdict::Pass(Reason::NotService));

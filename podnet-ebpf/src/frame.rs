@@ -16,6 +16,8 @@ const BPF_F_IPV6: u64 = 1 << 7;
 /// behind IPv6.
 const SHORTEST: usize = ETHERNET + IPV4 + 8;
 const SHORTEST_V6: usize = ETHERNET + IPV6 + 20;
+/// How far from the start of a frame a header may stand.
+const FARTHEST: usize = 1023;
 /// How much is made readable of a frame whose headers do not lie in one piece.
 const HEADERS: u32 = 128;
 
@@ -74,6 +76,13 @@ impl Frame for Skb<'_> {
     fn store<T: IntoBytes + Immutable + Copy>(&mut self, offset: usize, value: T) -> Option<()> {
         // SAFETY: as in `load`; a program may write to its packet.
         self.at::<T>(offset).map(|place| unsafe { *place = value })
+    }
+
+    #[inline(always)]
+    fn place(&self, offset: usize) -> Option<usize> {
+        // SAFETY: reads a local variable, in a way that the compiler has to believe.
+        let offset = unsafe { (&raw const offset).read_volatile() };
+        (offset <= FARTHEST).then_some(offset)
     }
 
     #[inline(always)]

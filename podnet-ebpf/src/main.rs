@@ -16,38 +16,112 @@ use aya_ebpf::bindings::{BPF_F_INGRESS, TC_ACT_SHOT, TC_ACT_UNSPEC};
 use aya_ebpf::helpers::generated::{bpf_redirect, bpf_redirect_neigh};
 use aya_ebpf::macros::{cgroup_sock_addr, classifier};
 use aya_ebpf::programs::{SockAddrContext, TcContext};
-use podnet_common::route;
+use podnet_common::abi::Program;
+use podnet_common::route::{self, Hook};
 use podnet_common::verdict::Verdict;
 
 use crate::frame::Skb;
+use crate::maps::PROGRAMS;
 use crate::tables::KernelTables;
 
 /// Runs at the ingress of interfaces that face pods: what pods send.
 #[classifier]
 pub fn from_pod(ctx: TcContext) -> i32 {
-    let Some(mut frame) = Skb::new(&ctx) else { return TC_ACT_UNSPEC };
-    finish(&ctx, route::from_pod(&mut frame, &mut KernelTables(&ctx)))
+    route(&ctx, Hook::FromPod)
 }
 
 /// Runs at the egress of interfaces that face pods: what pods are sent.
 #[classifier]
 pub fn to_pod(ctx: TcContext) -> i32 {
-    let Some(mut frame) = Skb::new(&ctx) else { return TC_ACT_UNSPEC };
-    finish(&ctx, route::to_pod(&mut frame, &mut KernelTables(&ctx)))
+    route(&ctx, Hook::ToPod)
 }
 
 /// Runs at the ingress of interfaces that face other machines: what they send to this node.
 #[classifier]
 pub fn from_net(ctx: TcContext) -> i32 {
-    let Some(mut frame) = Skb::new(&ctx) else { return TC_ACT_UNSPEC };
-    finish(&ctx, route::from_net(&mut frame, &mut KernelTables(&ctx)))
+    route(&ctx, Hook::FromNet)
 }
 
 /// Runs at the egress of interfaces that face other machines: what they are sent.
 #[classifier]
 pub fn to_net(ctx: TcContext) -> i32 {
-    let Some(mut frame) = Skb::new(&ctx) else { return TC_ACT_UNSPEC };
-    finish(&ctx, route::to_net(&mut frame, &mut KernelTables(&ctx)))
+    route(&ctx, Hook::ToNet)
+}
+
+/// Runs after `from_pod` for fragments and ICMP errors.
+#[classifier]
+pub fn from_pod_rest(ctx: TcContext) -> i32 {
+    rest(&ctx, Hook::FromPod)
+}
+
+/// Runs after `to_pod` likewise.
+#[classifier]
+pub fn to_pod_rest(ctx: TcContext) -> i32 {
+    rest(&ctx, Hook::ToPod)
+}
+
+/// Runs after `from_net` likewise.
+#[classifier]
+pub fn from_net_rest(ctx: TcContext) -> i32 {
+    rest(&ctx, Hook::FromNet)
+}
+
+/// Runs after `to_net` likewise.
+#[classifier]
+pub fn to_net_rest(ctx: TcContext) -> i32 {
+    rest(&ctx, Hook::ToNet)
+}
+
+/// Runs after `from_pod` for packets that may open a flow.
+#[classifier]
+pub fn from_pod_open(ctx: TcContext) -> i32 {
+    open(&ctx, Hook::FromPod)
+}
+
+/// Runs after `from_net` likewise.
+#[classifier]
+pub fn from_net_open(ctx: TcContext) -> i32 {
+    open(&ctx, Hook::FromNet)
+}
+
+/// Runs after `to_net` likewise.
+#[classifier]
+pub fn to_net_open(ctx: TcContext) -> i32 {
+    open(&ctx, Hook::ToNet)
+}
+
+#[inline(always)]
+fn route(ctx: &TcContext, hook: Hook) -> i32 {
+    let Some(mut frame) = Skb::new(ctx) else { return TC_ACT_UNSPEC };
+    let verdict = route::route(hook, &mut frame, &mut KernelTables(ctx));
+    go_on(ctx, hook, verdict)
+}
+
+#[inline(always)]
+fn rest(ctx: &TcContext, hook: Hook) -> i32 {
+    let Some(mut frame) = Skb::new(ctx) else { return TC_ACT_UNSPEC };
+    let verdict = route::rest(hook, &mut frame, &mut KernelTables(ctx));
+    go_on(ctx, hook, verdict)
+}
+
+#[inline(always)]
+fn open(ctx: &TcContext, hook: Hook) -> i32 {
+    let Some(mut frame) = Skb::new(ctx) else { return TC_ACT_UNSPEC };
+    finish(ctx, route::open(hook, &mut frame, &mut KernelTables(ctx)))
+}
+
+/// Carries out a verdict, or has another program find one: programs of their own keep the code that nearly
+/// all packets run through small.
+#[inline(always)]
+fn go_on(ctx: &TcContext, hook: Hook, verdict: Verdict) -> i32 {
+    let program = match verdict {
+        Verdict::Rest => Program::Rest(hook),
+        Verdict::Open => Program::Open(hook),
+        verdict => return finish(ctx, verdict),
+    };
+    // SAFETY: nothing here is to be dropped. A call that comes back has found no program; the packet goes on.
+    let _ = unsafe { PROGRAMS.tail_call(ctx, program.index()) };
+    TC_ACT_UNSPEC
 }
 
 /// Carries out a verdict. "Unspecified" lets programs after this one, those of the CNI's, have their say.
@@ -55,7 +129,7 @@ pub fn to_net(ctx: TcContext) -> i32 {
 fn finish(ctx: &TcContext, verdict: Verdict) -> i32 {
     report::count(verdict.reason());
     match verdict {
-        Verdict::Pass(_) | Verdict::Translated(_) => TC_ACT_UNSPEC,
+        Verdict::Pass(_) | Verdict::Translated(_) | Verdict::Rest | Verdict::Open => TC_ACT_UNSPEC,
         Verdict::Drop(_) => TC_ACT_SHOT,
         // SAFETY: `skb` is the context of this program, and `ifindex` one of its fields; the helper only
         // notes where the packet goes.

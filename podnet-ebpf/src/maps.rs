@@ -5,11 +5,13 @@
 use aya_ebpf::Global;
 use aya_ebpf::bindings::BPF_F_NO_PREALLOC;
 use aya_ebpf::macros::map;
-use aya_ebpf::maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray};
+use aya_ebpf::maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, ProgramArray};
 use podnet_common::abi::ServiceName;
+use podnet_common::abi::{FRAGMENT_ENTRIES, Program};
 use podnet_common::affinity::{Affinity, AffinityKey};
 use podnet_common::conntrack::{Flow, Tuple};
 use podnet_common::filter::FILTER_WORDS;
+use podnet_common::fragment::{FragmentKey, FragmentPorts};
 use podnet_common::network::{ServiceNetworks, Source};
 use podnet_common::service::{Backend, BackendId, Frontend, FrontendKey, ServiceId};
 use podnet_common::socket::{Peer, PeerKey};
@@ -37,10 +39,7 @@ pub(crate) static PEERS: LruHashMap<PeerKey, Peer> = LruHashMap::pinned(1, 0);
 pub(crate) static AFFINITY: LruHashMap<AffinityKey, Affinity> = LruHashMap::pinned(1, 0);
 
 #[map]
-pub(crate) static SOURCES: LpmTrie<Source, u32> = LpmTrie::pinned(1, BPF_F_NO_PREALLOC);
-
-#[map]
-pub(crate) static NETWORKS: Array<ServiceNetworks> = Array::pinned(1, 0);
+pub(crate) static FRAGMENTS: LruHashMap<FragmentKey, FragmentPorts> = LruHashMap::pinned(FRAGMENT_ENTRIES, 0);
 
 #[map]
 pub(crate) static FILTER: Array<u64> = Array::pinned(FILTER_WORDS, 0);
@@ -50,6 +49,10 @@ pub(crate) static SOURCES: LpmTrie<Source, u32> = LpmTrie::pinned(1, 0);
 
 #[map]
 pub(crate) static NETWORKS: Array<ServiceNetworks> = Array::pinned(1, 0);
+
+/// The programs that those at the hooks leave packets to.
+#[map]
+pub(crate) static PROGRAMS: ProgramArray = ProgramArray::pinned(Program::COUNT, 0);
 
 /// For `podnet services`; no program reads it.
 #[map]

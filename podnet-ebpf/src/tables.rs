@@ -7,6 +7,7 @@ use aya_ebpf::maps::lpm_trie::Key;
 use aya_ebpf::programs::{SockAddrContext, TcContext};
 use podnet_common::affinity::{Affinity, AffinityKey};
 use podnet_common::conntrack::{Flow, State, Time, Tuple};
+use podnet_common::fragment::{FragmentKey, FragmentPorts};
 use podnet_common::network::Source;
 use podnet_common::service::{Backend, BackendId, Frontend, FrontendKey, ServiceId};
 use podnet_common::socket::{Known, Peer, PeerKey, Sockets};
@@ -14,7 +15,7 @@ use podnet_common::tables::{InsertError, Overwrite, Services, Tables, WayOut};
 use podnet_common::wire::{Addr, Endpoint, Protocol};
 
 use crate::fib;
-use crate::maps::{AFFINITY, BACKENDS, FILTER, FLOWS, FRONTENDS, NETWORKS, PEERS, SLOTS, SOURCES};
+use crate::maps::{AFFINITY, BACKENDS, FILTER, FLOWS, FRAGMENTS, FRONTENDS, NETWORKS, PEERS, SLOTS, SOURCES};
 
 const EEXIST: i32 = 17;
 
@@ -83,6 +84,18 @@ impl Tables for KernelTables<'_, TcContext> {
     #[inline(always)]
     fn way_out(&self, to: &Tuple) -> Option<WayOut> {
         fib::way_out(self.0, to)
+    }
+
+    #[inline(always)]
+    fn fragment(&self, key: &FragmentKey) -> Option<FragmentPorts> {
+        // SAFETY: copied at once.
+        unsafe { FRAGMENTS.get(key).copied() }
+    }
+
+    #[inline(always)]
+    fn remember_fragment(&mut self, key: &FragmentKey, ports: &FragmentPorts) {
+        // An LRU that finds no room costs the packet its other fragments.
+        let _ = FRAGMENTS.insert(key, ports, u64::from(BPF_ANY));
     }
 
     #[inline(always)]

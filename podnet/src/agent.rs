@@ -18,7 +18,7 @@ use crate::cluster::object::{Key, Object};
 use crate::cluster::{Event, Feed, feed, watch};
 use crate::error::Error;
 use crate::interfaces::{Action, Facing, Interfaces, News, Patterns};
-use crate::kernel::{self, Dataplane};
+use crate::kernel::{self, Dataplane, Side};
 use crate::metrics::Metrics;
 use crate::output;
 use crate::plan::{Plan, Planner, Table};
@@ -38,6 +38,8 @@ pub struct Settings {
     pub kernel: kernel::Settings,
     /// Which interfaces face pods.
     pub pod_interfaces: Patterns,
+    /// Which others face other machines.
+    pub node_interfaces: Patterns,
     /// The name of this node.
     pub node: String,
     /// Where metrics and health are served, if anywhere.
@@ -162,7 +164,11 @@ impl Agent {
         info!("the tables take {} of kernel memory: {}", output::bytes(total), each.join(", "));
         let capacity = settings.kernel.capacity;
         let planner = Planner::adopt(&capacity, &dataplane.snapshot()?);
-        let facing = Facing::new(settings.pod_interfaces.clone(), dataplane.attached_interfaces()?);
+        let facing = Facing::new(
+            settings.pod_interfaces.clone(),
+            settings.node_interfaces.clone(),
+            dataplane.attached_interfaces()?,
+        );
         Ok(Self { index: Index::default(), planner, dataplane, facing, metrics, capacity, astray: None })
     }
 
@@ -213,7 +219,8 @@ impl Agent {
         }
         self.metrics.set_ready();
         let services = self.index.services().count();
-        info!(services, interfaces = self.facing.count(), "podnet is ready");
+        let (pods, uplinks) = (self.facing.count(Side::Pod), self.facing.count(Side::Net));
+        info!(services, pods, uplinks, "podnet is ready");
     }
 
     /// Carries out what has changed, unless all is to be read and carried out anew: that costs more than
@@ -300,22 +307,24 @@ impl Agent {
     fn act(&mut self, actions: Vec<Action>) {
         for action in actions {
             match action {
-                Action::Attach(link) => match self.dataplane.attach_interface(link.index, &link.name) {
-                    Ok(()) => {
-                        self.facing.attached(link.index);
-                        debug!(interface = link.name, "attached");
-                    }
-                    Err(error) => {
-                        let interface = link.name.clone();
-                        if self.facing.failed(link) {
-                            warn!(
-                                %error,
-                                interface,
-                                "an interface that faces a pod is not served; podnet tries again"
-                            );
+                Action::Attach(side, link) => {
+                    match self.dataplane.attach_interface(side, link.index, &link.name) {
+                        Ok(()) => {
+                            self.facing.attached(side, link.index);
+                            debug!(interface = link.name, "attached");
+                        }
+                        Err(error) => {
+                            let interface = link.name.clone();
+                            if self.facing.failed(side, link) {
+                                warn!(
+                                    %error,
+                                    interface,
+                                    "an interface is not served; podnet tries again"
+                                );
+                            }
                         }
                     }
-                },
+                }
                 Action::Detach(index) => {
                     if let Err(error) = self.dataplane.detach_interface(index) {
                         warn!(%error, index, "an interface could not be detached from");
@@ -323,7 +332,8 @@ impl Agent {
                 }
             }
         }
-        self.metrics.interfaces.set(i64::try_from(self.facing.count()).unwrap_or(i64::MAX));
+        let count = self.facing.count(Side::Pod) + self.facing.count(Side::Net);
+        self.metrics.interfaces.set(i64::try_from(count).unwrap_or(i64::MAX));
     }
 }
 

@@ -16,11 +16,13 @@ pub struct Capacity {
     pub flows: u32,
     /// Sockets that are led to a backend.
     pub sockets: u32,
+    /// Clients whose backend is remembered (`sessionAffinity`), once per service port.
+    pub clients: u32,
 }
 
 impl Default for Capacity {
     fn default() -> Self {
-        Self { frontends: 65_536, slots: 262_144, flows: 1_048_576, sockets: 262_144 }
+        Self { frontends: 65_536, slots: 262_144, flows: 1_048_576, sockets: 262_144, clients: 65_536 }
     }
 }
 

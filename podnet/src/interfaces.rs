@@ -1,4 +1,4 @@
-//! The interfaces that face pods: which they are, as they come and go.
+//! The interfaces that face pods and other machines: which they are, as they come and go.
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
@@ -11,16 +11,20 @@ use futures::channel::mpsc::UnboundedReceiver;
 use futures::{StreamExt, TryStreamExt};
 use rtnetlink::packet_core::{NetlinkMessage, NetlinkPayload};
 use rtnetlink::packet_route::RouteNetlinkMessage;
-use rtnetlink::packet_route::link::{LinkAttribute, LinkLayerType, LinkMessage};
+use rtnetlink::packet_route::link::{
+    InfoKind, InfoPortKind, LinkAttribute, LinkInfo, LinkLayerType, LinkMessage,
+};
 use rtnetlink::sys::SocketAddr;
 use rtnetlink::{Handle, MulticastGroup, new_multicast_connection};
 use tokio::time::{Instant, sleep_until};
 use tracing::warn;
 
+use crate::kernel::Side;
+
 /// How long to wait before netlink is tried again.
 const PAUSE: Duration = Duration::from_secs(1);
 
-/// Names of interfaces that face pods, as globs.
+/// Names of interfaces, as globs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Patterns(Vec<String>);
 
@@ -31,7 +35,10 @@ impl Patterns {
     ///
     /// OVN-Kubernetes and Antrea name links after the pod or a hash of it, and switch them in Open vSwitch:
     /// such a cluster names its own patterns.
-    pub const DEFAULT: &str = "veth*,cali*,lxc*,eni*,azv*,gke*";
+    pub const PODS: &str = "veth*,cali*,lxc*,eni*,azv*,gke*";
+
+    /// All that do not face pods: uplinks, bonds of them, and tunnels between nodes.
+    pub const NODES: &str = "*";
 
     /// Whether one of the patterns matches.
     pub fn matches(&self, name: &str) -> bool {
@@ -63,6 +70,9 @@ pub struct Link {
     pub name: String,
     /// Whether its frames are Ethernet's.
     pub ethernet: bool,
+    /// Whether packets pass another interface too that podnet is at: it is a bridge, whose ports are, or a
+    /// member of a bond.
+    pub indirect: bool,
 }
 
 /// News of interfaces.
@@ -79,34 +89,47 @@ pub enum News {
 /// What to do about an interface.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Action {
-    /// It faces a pod.
-    Attach(Link),
-    /// It does not, or is gone.
+    /// It faces pods or other machines.
+    Attach(Side, Link),
+    /// It faces neither, or is gone.
     Detach(u32),
 }
 
-/// Which interfaces face pods, by what netlink has told.
+/// Which interfaces face pods and other machines, by what netlink has told.
 #[derive(Debug)]
 pub struct Facing {
-    patterns: Patterns,
+    pods: Patterns,
+    nodes: Patterns,
     links: BTreeMap<u32, Attachment>,
 }
 
-/// How far an interface that faces a pod is.
+/// How far an interface is.
 #[derive(Debug)]
 enum Attachment {
     /// An earlier agent has left it attached.
     Left,
     /// It is attached.
-    Done,
+    Done(Side),
     /// It could not be attached.
-    Failed(Link),
+    Failed(Side, Link),
 }
 
 impl Facing {
-    /// Interfaces by `patterns`; `attached` are those that an earlier agent has left attached.
-    pub fn new(patterns: Patterns, attached: impl IntoIterator<Item = u32>) -> Self {
-        Self { patterns, links: attached.into_iter().map(|index| (index, Attachment::Left)).collect() }
+    /// Interfaces that face pods by the patterns `pods`, and others that face other machines by `nodes`;
+    /// `attached` are those that an earlier agent has left attached.
+    pub fn new(pods: Patterns, nodes: Patterns, attached: impl IntoIterator<Item = u32>) -> Self {
+        Self { pods, nodes, links: attached.into_iter().map(|index| (index, Attachment::Left)).collect() }
+    }
+
+    /// What an interface faces, if podnet has to do with it.
+    fn side(&self, link: &Link) -> Option<Side> {
+        if !link.ethernet {
+            None
+        } else if self.pods.matches(&link.name) {
+            Some(Side::Pod)
+        } else {
+            (!link.indirect && self.nodes.matches(&link.name)).then_some(Side::Net)
+        }
     }
 
     /// What is to be done about some news.
@@ -129,14 +152,14 @@ impl Facing {
 
     /// Notes that an interface could not be attached to; whether that is new. It is due again with its next
     /// change, or [`again`](Self::again).
-    pub fn failed(&mut self, link: Link) -> bool {
-        let before = self.links.insert(link.index, Attachment::Failed(link));
-        !matches!(before, Some(Attachment::Failed(_)))
+    pub fn failed(&mut self, side: Side, link: Link) -> bool {
+        let before = self.links.insert(link.index, Attachment::Failed(side, link));
+        !matches!(before, Some(Attachment::Failed(..)))
     }
 
     /// Notes that an interface is attached to.
-    pub fn attached(&mut self, index: u32) {
-        self.links.insert(index, Attachment::Done);
+    pub fn attached(&mut self, side: Side, index: u32) {
+        self.links.insert(index, Attachment::Done(side));
     }
 
     /// Whether some interfaces could not be attached to.
@@ -146,34 +169,33 @@ impl Facing {
 
     /// What has failed and is to be tried again.
     pub fn again(&self) -> Vec<Action> {
-        self.failures().cloned().map(Action::Attach).collect()
+        self.failures().map(|(side, link)| Action::Attach(side, link.clone())).collect()
     }
 
-    /// How many interfaces that face pods are attached to.
-    pub fn count(&self) -> usize {
-        self.links.len() - self.failures().count()
+    /// How many interfaces are attached to that face `side`.
+    pub fn count(&self, side: Side) -> usize {
+        let done = |attachment: &&Attachment| matches!(attachment, Attachment::Done(at) if *at == side);
+        self.links.values().filter(done).count()
     }
 
-    fn failures(&self) -> impl Iterator<Item = &Link> {
+    fn failures(&self) -> impl Iterator<Item = (Side, &Link)> {
         self.links.values().filter_map(|attachment| match attachment {
-            Attachment::Failed(link) => Some(link),
-            Attachment::Left | Attachment::Done => None,
+            Attachment::Failed(side, link) => Some((*side, link)),
+            Attachment::Left | Attachment::Done(_) => None,
         })
     }
 
     fn changed(&mut self, link: Link) -> Option<Action> {
-        if !link.ethernet || !self.patterns.matches(&link.name) {
-            return self.gone(link.index);
-        }
+        let Some(side) = self.side(&link) else { return self.gone(link.index) };
         match self.links.get_mut(&link.index) {
-            Some(Attachment::Done) => return None,
+            Some(Attachment::Done(at)) if *at == side => return None,
             // Its name may have changed.
-            Some(Attachment::Failed(failed)) => *failed = link.clone(),
-            Some(Attachment::Left) | None => {
-                self.links.insert(link.index, Attachment::Done);
+            Some(Attachment::Failed(at, failed)) => (*at, *failed) = (side, link.clone()),
+            Some(Attachment::Left | Attachment::Done(_)) | None => {
+                self.links.insert(link.index, Attachment::Done(side));
             }
         }
-        Some(Action::Attach(link))
+        Some(Action::Attach(side, link))
     }
 
     fn gone(&mut self, index: u32) -> Option<Action> {
@@ -265,7 +287,18 @@ fn link(message: &LinkMessage) -> Option<Link> {
         _ => None,
     })?;
     let ethernet = message.header.link_layer_type == LinkLayerType::Ether;
-    Some(Link { index: message.header.index, name, ethernet })
+    let infos = message.attributes.iter().filter_map(|attribute| match attribute {
+        LinkAttribute::LinkInfo(infos) => Some(infos),
+        _ => None,
+    });
+    let indirect = infos.flatten().any(|info| {
+        matches!(
+            info,
+            LinkInfo::Kind(InfoKind::Bridge | InfoKind::Dummy | InfoKind::Ifb)
+                | LinkInfo::PortKind(InfoPortKind::Bond)
+        )
+    });
+    Some(Link { index: message.header.index, name, ethernet, indirect })
 }
 
 #[cfg(test)]
@@ -275,12 +308,13 @@ mod tests {
     use super::*;
 
     fn link(index: u32, name: &str) -> Link {
-        Link { index, name: name.to_owned(), ethernet: true }
+        Link { index, name: name.to_owned(), ethernet: true, indirect: false }
     }
 
     fn facing(attached: &[u32]) -> Facing {
-        let Ok(patterns) = Patterns::DEFAULT.parse();
-        Facing::new(patterns, attached.iter().copied())
+        let Ok(patterns) = Patterns::PODS.parse();
+        let Ok(nodes) = "eth*,flannel*".parse();
+        Facing::new(patterns, nodes, attached.iter().copied())
     }
 
     #[test]
@@ -293,7 +327,7 @@ mod tests {
 
     #[test]
     fn the_nodes_own_interfaces_do_not_face_pods() {
-        let Ok(patterns) = Patterns::DEFAULT.parse::<Patterns>();
+        let Ok(patterns) = Patterns::PODS.parse::<Patterns>();
         for name in ["lo", "eth0", "ens5", "enp1s0", "cni0", "flannel.1", "docker0", "cilium_host", "tunl0"] {
             assert!(!patterns.matches(name), "{name}");
         }
@@ -303,7 +337,7 @@ mod tests {
     fn an_interface_is_attached_once() {
         let mut facing = facing(&[]);
         let news = News::Changed(link(3, "veth3"));
-        assert_eq!(facing.handle(news.clone()), [Action::Attach(link(3, "veth3"))]);
+        assert_eq!(facing.handle(news.clone()), [Action::Attach(Side::Pod, link(3, "veth3"))]);
         assert_eq!(facing.handle(news.clone()), [], "its state has changed, up or down");
         assert_eq!(facing.handle(News::Gone(3)), [Action::Detach(3)]);
         assert_eq!(facing.handle(News::Gone(4)), []);
@@ -312,28 +346,28 @@ mod tests {
     #[test]
     fn what_fails_is_tried_again_and_told_of_once() {
         let mut facing = facing(&[]);
-        let attach = [Action::Attach(link(3, "veth3"))];
+        let attach = [Action::Attach(Side::Pod, link(3, "veth3"))];
         assert_eq!(facing.handle(News::Changed(link(3, "veth3"))), attach);
-        assert!(facing.failed(link(3, "veth3")));
-        assert_eq!((facing.count(), facing.is_behind()), (0, true));
+        assert!(facing.failed(Side::Pod, link(3, "veth3")));
+        assert_eq!((facing.count(Side::Pod), facing.is_behind()), (0, true));
         assert_eq!(facing.again(), attach);
-        assert!(!facing.failed(link(3, "veth3")));
+        assert!(!facing.failed(Side::Pod, link(3, "veth3")));
         assert_eq!(facing.handle(News::Changed(link(3, "veth3"))), attach, "it may work now");
         assert_eq!(facing.again(), attach, "nobody has said yet that it does");
-        facing.attached(3);
-        assert_eq!((facing.count(), facing.is_behind(), facing.again().len()), (1, false, 0));
-        assert!(facing.failed(link(3, "veth3")), "that is another failure");
+        facing.attached(Side::Pod, 3);
+        assert_eq!((facing.count(Side::Pod), facing.is_behind(), facing.again().len()), (1, false, 0));
+        assert!(facing.failed(Side::Pod, link(3, "veth3")), "that is another failure");
     }
 
     #[test]
     fn what_has_failed_and_is_gone_is_forgotten() {
         let mut facing = facing(&[]);
         for (index, gone) in
-            [(3, News::Gone(3)), (4, News::Changed(link(4, "eth4"))), (5, News::All(Vec::new()))]
+            [(3, News::Gone(3)), (4, News::Changed(link(4, "tap4"))), (5, News::All(Vec::new()))]
         {
             let name = format!("veth{index}");
             facing.handle(News::Changed(link(index, &name)));
-            facing.failed(link(index, &name));
+            facing.failed(Side::Pod, link(index, &name));
             // Half of it may be attached.
             assert_eq!(facing.handle(gone), [Action::Detach(index)]);
             assert!(!facing.is_behind());
@@ -370,9 +404,27 @@ mod tests {
     fn a_name_decides_at_any_time() {
         let mut facing = facing(&[]);
         assert_eq!(facing.handle(News::Changed(link(3, "tmp3"))), []);
-        assert_eq!(facing.handle(News::Changed(link(3, "cali3"))), [Action::Attach(link(3, "cali3"))]);
+        assert_eq!(
+            facing.handle(News::Changed(link(3, "cali3"))),
+            [Action::Attach(Side::Pod, link(3, "cali3"))]
+        );
         assert_eq!(facing.handle(News::Changed(link(3, "veth3"))), []);
-        assert_eq!(facing.handle(News::Changed(link(3, "eth1"))), [Action::Detach(3)]);
+        assert_eq!(
+            facing.handle(News::Changed(link(3, "eth1"))),
+            [Action::Attach(Side::Net, link(3, "eth1"))],
+            "it faces other machines now"
+        );
+        assert_eq!(facing.handle(News::Changed(link(3, "tap1"))), [Action::Detach(3)]);
+    }
+
+    #[test]
+    fn bridges_and_members_of_bonds_are_passed_at_another_interface() {
+        let mut facing = facing(&[]);
+        let bridge = Link { indirect: true, ..link(3, "eth3") };
+        assert_eq!(facing.handle(News::Changed(bridge)), []);
+        let veth = Link { indirect: true, ..link(4, "veth4") };
+        assert_eq!(facing.handle(News::Changed(veth.clone())), [Action::Attach(Side::Pod, veth)]);
+        assert_eq!((facing.count(Side::Pod), facing.count(Side::Net)), (1, 0));
     }
 
     #[test]
@@ -385,18 +437,18 @@ mod tests {
     #[test]
     fn a_list_tells_what_was_missed_and_what_was_left() {
         let mut facing = facing(&[1, 2, 3]);
-        let all = News::All(vec![link(2, "eth0"), link(3, "veth3"), link(4, "veth4")]);
+        let all = News::All(vec![link(2, "tap0"), link(3, "veth3"), link(4, "veth4")]);
         assert_eq!(
             facing.handle(all.clone()),
             [
                 Action::Detach(1),
                 Action::Detach(2),
-                Action::Attach(link(3, "veth3")),
-                Action::Attach(link(4, "veth4")),
+                Action::Attach(Side::Pod, link(3, "veth3")),
+                Action::Attach(Side::Pod, link(4, "veth4")),
             ],
             "of those left behind, one is gone, one has another name, and one is taken over"
         );
         assert_eq!(facing.handle(all), []);
-        assert_eq!(facing.count(), 2);
+        assert_eq!(facing.count(Side::Pod), 2);
     }
 }

@@ -8,18 +8,25 @@ mod support;
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::fs;
+use std::io::Write as _;
+use std::net::IpAddr;
 use std::path::Path;
+use std::process::{Command, Stdio};
 
-use aya::maps::{Array, HashMap as BpfHashMap, Map, MapData, PerCpuArray};
-use aya::programs::{SchedClassifier, TestRun as _, TestRunOptions};
+use aya::maps::{Array, HashMap as BpfHashMap, Map, MapData, PerCpuArray, ProgramArray};
+use aya::programs::{ProgramFd, SchedClassifier, TestRun as _, TestRunOptions};
 use aya::{Ebpf, EbpfLoader};
+use nix::net::if_::if_nametoindex;
+use nix::sched::{CloneFlags, unshare};
 use nix::time::{ClockId, clock_gettime};
 use podnet_common::abi;
-use podnet_common::conntrack::{Flow, Time, Tuple};
-use podnet_common::host::HostTables;
-use podnet_common::packet::{self, ETHERNET, IPV4, IPV6};
-use podnet_common::route;
+use podnet_common::conntrack::{Flow, Time, Tuple, Way as ConntrackWay};
+use podnet_common::fragment::{self, Fragment};
+use podnet_common::host::{HostTables, route_all};
+use podnet_common::packet::{ETHERNET, IPV4, IPV6};
+use podnet_common::route::{Hook, MASQUERADE_PORTS};
 use podnet_common::service::{Backend, BackendId, FrontendKey};
+use podnet_common::tables::WayOut;
 use podnet_common::verdict::{Reason, Verdict};
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestCaseError, TestError, TestRunner};
@@ -41,37 +48,6 @@ const TC_ACT_UNSPEC: u32 = u32::MAX;
 const TC_ACT_SHOT: u32 = 2;
 const TC_ACT_REDIRECT: u32 = 7;
 
-/// A program of the object, and what it is on the host.
-#[derive(Clone, Copy, Debug)]
-enum Way {
-    FromPod,
-    ToPod,
-    FromNet,
-    ToNet,
-}
-
-impl Way {
-    const ALL: [Self; 4] = [Self::FromPod, Self::ToPod, Self::FromNet, Self::ToNet];
-
-    const fn program(self) -> &'static str {
-        match self {
-            Self::FromPod => "from_pod",
-            Self::ToPod => "to_pod",
-            Self::FromNet => "from_net",
-            Self::ToNet => "to_net",
-        }
-    }
-
-    fn on_the_host(self, frame: &mut Vec<u8>, tables: &mut HostTables) -> Verdict {
-        match self {
-            Self::FromPod => route::from_pod(frame, tables),
-            Self::ToPod => route::to_pod(frame, tables),
-            Self::FromNet => route::from_net(frame, tables),
-            Self::ToNet => route::to_net(frame, tables),
-        }
-    }
-}
-
 /// The programs, loaded, and the maps they work on. Keys and values are bytes: that their types have no
 /// padding is asserted in `podnet_common::abi`.
 struct Kernel {
@@ -81,7 +57,12 @@ struct Kernel {
     backends: Array<MapData, [u8; 32]>,
     flows: BpfHashMap<MapData, [u8; 40], [u8; 64]>,
     filter: Array<MapData, u64>,
+    affinity: BpfHashMap<MapData, [u8; 24], [u8; 12]>,
+    fragments: BpfHashMap<MapData, [u8; 40], [u8; 12]>,
+    networks: Array<MapData, [u8; 256]>,
     counters: PerCpuArray<MapData, u64>,
+    /// The programs that others leave packets to stay as long as their map.
+    _next: ProgramArray<MapData>,
 }
 
 fn bytes<const N: usize>(value: &(impl IntoBytes + Immutable)) -> [u8; N] {
@@ -91,6 +72,23 @@ fn bytes<const N: usize>(value: &(impl IntoBytes + Immutable)) -> [u8; N] {
 fn taken<T: TryFrom<Map>>(ebpf: &mut Ebpf, name: &str) -> T {
     let map = ebpf.take_map(name).unwrap_or_else(|| panic!("there is no map {name}"));
     T::try_from(map).unwrap_or_else(|_| panic!("{name} is of another type"))
+}
+
+/// The program at a hook.
+const fn program_of(hook: Hook) -> &'static str {
+    match hook {
+        Hook::FromPod => "from_pod",
+        Hook::ToPod => "to_pod",
+        Hook::FromNet => "from_net",
+        Hook::ToNet => "to_net",
+    }
+}
+
+fn load<'a>(ebpf: &'a mut Ebpf, name: &str) -> &'a ProgramFd {
+    let program = ebpf.program_mut(name).expect("the program is in the object");
+    let program: &mut SchedClassifier = program.try_into().expect("a classifier");
+    program.load().expect("the kernel accepts the program");
+    program.fd().expect("it is loaded")
 }
 
 impl Kernel {
@@ -104,18 +102,29 @@ impl Kernel {
         fs::create_dir(&pins).expect("bpffs is mounted");
         let mut loader = EbpfLoader::new();
         loader.btf(None).default_map_pin_directory(&pins);
-        let sizes =
-            [(abi::FRONTENDS, 64), (abi::SLOTS, SLOTS), (abi::BACKENDS, BACKENDS), (abi::FLOWS, FLOWS)];
+        let sizes = [
+            (abi::FRONTENDS, 64),
+            (abi::SLOTS, SLOTS),
+            (abi::BACKENDS, BACKENDS),
+            (abi::FLOWS, FLOWS),
+            (abi::AFFINITY, FLOWS),
+        ];
         for (name, size) in sizes {
             loader.map_max_entries(name, size);
         }
         let loaded = loader.load(&object);
         fs::remove_dir_all(&pins).expect("the pins are ours");
         let mut ebpf = loaded.expect("the object loads");
-        for way in Way::ALL {
-            let program = ebpf.program_mut(way.program()).expect("the program is in the object");
-            let program: &mut SchedClassifier = program.try_into().expect("a classifier");
-            program.load().expect("the kernel accepts the program");
+        let mut next: ProgramArray<MapData> = taken(&mut ebpf, abi::PROGRAMS);
+        for hook in Hook::ALL {
+            let name = program_of(hook);
+            load(&mut ebpf, name);
+            let rest = load(&mut ebpf, &format!("{name}_rest"));
+            next.set(abi::Program::Rest(hook).index(), rest, 0).unwrap();
+            if hook != Hook::ToPod {
+                let open = load(&mut ebpf, &format!("{name}_open"));
+                next.set(abi::Program::Open(hook).index(), open, 0).unwrap();
+            }
         }
         Some(Self {
             frontends: taken(&mut ebpf, abi::FRONTENDS),
@@ -123,7 +132,11 @@ impl Kernel {
             backends: taken(&mut ebpf, abi::BACKENDS),
             flows: taken(&mut ebpf, abi::FLOWS),
             filter: taken(&mut ebpf, abi::FILTER),
+            affinity: taken(&mut ebpf, abi::AFFINITY),
+            fragments: taken(&mut ebpf, abi::FRAGMENTS),
+            networks: taken(&mut ebpf, abi::NETWORKS),
             counters: taken(&mut ebpf, abi::COUNTERS),
+            _next: next,
             programs: ebpf,
         })
     }
@@ -150,6 +163,13 @@ impl Kernel {
         for (index, word) in tables.filter() {
             self.filter.set(index, word, 0).unwrap();
         }
+        for key in self.affinity.keys().map(Result::unwrap).collect::<Vec<_>>() {
+            self.affinity.remove(&key).unwrap();
+        }
+        for key in self.fragments.keys().map(Result::unwrap).collect::<Vec<_>>() {
+            self.fragments.remove(&key).unwrap();
+        }
+        self.networks.set(0, bytes::<256>(&tables.networks), 0).unwrap();
         for (tuple, flow) in &tables.flows {
             self.flows.insert(bytes::<40>(tuple), bytes::<64>(flow), 0).unwrap();
         }
@@ -170,8 +190,8 @@ impl Kernel {
     }
 
     /// Runs a program over a frame; its return code and the frame after it.
-    fn run(&self, way: Way, frame: &[u8]) -> (u32, Vec<u8>) {
-        let program: &SchedClassifier = self.programs.program(way.program()).unwrap().try_into().unwrap();
+    fn run(&self, hook: Hook, frame: &[u8]) -> (u32, Vec<u8>) {
+        let program: &SchedClassifier = self.programs.program(program_of(hook)).unwrap().try_into().unwrap();
         let mut out = vec![0; 4096];
         let result = program
             .test_run(TestRunOptions {
@@ -179,7 +199,7 @@ impl Kernel {
                 data_out: Some(&mut out),
                 ..TestRunOptions::default()
             })
-            .unwrap_or_else(|error| panic!("{} over {frame:02x?}: {error}", way.program()));
+            .unwrap_or_else(|error| panic!("{} over {frame:02x?}: {error}", program_of(hook)));
         out.truncate(usize::try_from(result.data_size_out).unwrap());
         (result.return_value, out)
     }
@@ -204,7 +224,7 @@ fn now() -> Time {
 
 const fn return_code(verdict: Verdict) -> u32 {
     match verdict {
-        Verdict::Pass(_) | Verdict::Translated(_) => TC_ACT_UNSPEC,
+        Verdict::Pass(_) | Verdict::Translated(_) | Verdict::Rest | Verdict::Open => TC_ACT_UNSPEC,
         Verdict::Drop(_) => TC_ACT_SHOT,
         Verdict::Return(_) | Verdict::Forward(..) | Verdict::Inject(..) => TC_ACT_REDIRECT,
     }
@@ -221,46 +241,93 @@ fn as_in_the_kernel(mut tables: HostTables) -> HostTables {
         flow.seen = Time(now.0.saturating_sub(then.since(flow.seen)));
     }
     tables.now = now;
+    tables.ways_out = ways_out();
     tables
 }
 
-/// The random numbers that the kernel may have drawn for `frame`: each slot of the frontend, and the source
-/// port that it was given, which `flows` tell.
-fn draws(frame: &Vec<u8>, tables: &HostTables, flows: &HashMap<Tuple, Flow>) -> Vec<Vec<u32>> {
-    let Ok(packet) = packet::parse(frame) else { return vec![vec![]] };
+/// Has this thread in a network namespace of its own, with a route to everywhere.
+fn set_up_routes() {
+    unshare(CloneFlags::CLONE_NEWNET).expect("the test is root");
+    let commands = "link set lo up\n\
+                    link add out type veth peer name peer\n\
+                    link set peer up\n\
+                    link set out up\n\
+                    addr add 192.0.2.1/24 dev out\n\
+                    addr add 2001:db8::1/64 dev out nodad\n\
+                    route add default via 192.0.2.2\n\
+                    route add default via 2001:db8::2\n";
+    let mut ip = Command::new("ip").args(["-batch", "-"]).stdin(Stdio::piped()).spawn().expect("iproute2");
+    ip.stdin.take().unwrap().write_all(commands.as_bytes()).unwrap();
+    assert!(ip.wait().unwrap().success());
+    for sysctl in ["ipv4/ip_forward", "ipv6/conf/all/forwarding"] {
+        fs::write(Path::new("/proc/sys/net").join(sysctl), "1").expect("the namespace is ours");
+    }
+}
+
+/// The routes that [`set_up_routes`] has made.
+fn ways_out() -> Vec<WayOut> {
+    let interface = if_nametoindex("out").expect("it was made");
+    let sources = ["192.0.2.1".parse::<IpAddr>().unwrap(), "2001:db8::1".parse().unwrap()];
+    sources.map(|source| WayOut { interface, source: source.into() }).to_vec()
+}
+
+/// The random numbers that the kernel may have drawn for `frame`: each slot of the frontend, unless the client
+/// is remembered, and the source port that it was given, which `flows` tell.
+fn draws(hook: Hook, frame: &Vec<u8>, tables: &HostTables, flows: &HashMap<Tuple, Flow>) -> Vec<Vec<u32>> {
+    let packet = match fragment::parse(frame) {
+        Ok(Fragment::Whole(packet) | Fragment::First(packet, _)) => packet,
+        _ => return vec![vec![]],
+    };
     let protocol = packet.tuple.protocol();
-    let port = flows.get(&packet.tuple).map_or(0, |flow| flow.to(protocol).source().port.get());
-    let count = tables
-        .frontends
-        .get(&FrontendKey::new(packet.tuple.destination(), protocol))
-        .map_or(0, |frontend| frontend.inside.count);
-    (0..count.max(1))
-        .map(|slot| {
-            // The smallest number that chooses the slot.
-            let first = (u64::from(slot) << 32).div_ceil(count.max(1).into());
-            let mut draws = vec![u32::try_from(first).unwrap()];
-            draws.extend([u32::from(port); 4]);
+    let port = flows.get(&packet.tuple).map_or(0, |flow| {
+        let port = flow.to(protocol).source().port.get();
+        let first = *MASQUERADE_PORTS.start();
+        if flow.way == ConntrackWay::MASQUERADE && port >= first {
+            // The smallest number that chooses the port.
+            let ports = u64::from(u16::MAX - first) + 1;
+            u32::try_from((u64::from(port - first) << 32).div_ceil(ports)).unwrap()
+        } else {
+            port.into()
+        }
+    });
+    let frontend = tables.frontends.get(&FrontendKey::new(packet.tuple.destination(), protocol));
+    let count = frontend.map_or(0, |frontend| match hook {
+        Hook::FromNet => frontend.outside.count,
+        _ => frontend.inside.count,
+    });
+    // The smallest number that chooses the slot.
+    let slots = (0..count.max(1))
+        .map(|slot| vec![u32::try_from((u64::from(slot) << 32).div_ceil(count.max(1).into())).unwrap()]);
+    std::iter::once(Vec::new())
+        .chain(slots)
+        .map(|mut draws| {
+            draws.extend([port; 5]);
             draws
         })
         .collect()
 }
 
 /// Runs `frame` through the kernel and the host, which must agree; returns why the verdict was given.
-fn compare(kernel: &Kernel, way: Way, sent: &[u8], tables: &mut HostTables) -> Result<Reason, TestCaseError> {
+fn compare(
+    kernel: &Kernel,
+    hook: Hook,
+    sent: &[u8],
+    tables: &mut HostTables,
+) -> Result<Reason, TestCaseError> {
     let sent = sent.to_vec();
     let counted: Vec<u64> = Reason::ALL.iter().map(|reason| kernel.count(*reason)).collect();
     let before = now();
-    let (code, bytes) = kernel.run(way, &sent);
+    let (code, bytes) = kernel.run(hook, &sent);
     let after = now();
     let flows = kernel.flows();
 
     let mut tried = Vec::new();
-    for draws in draws(&sent, tables, &flows) {
+    for draws in draws(hook, &sent, tables, &flows) {
         for now in [before, after] {
             let (mut frame, mut host) = (sent.clone(), tables.clone());
             host.now = now;
             host.drawn = draws.clone().into();
-            let verdict = way.on_the_host(&mut frame, &mut host);
+            let verdict = route_all(hook, &mut frame, &mut host);
             if (return_code(verdict), &frame, &host.flows) != (code, &bytes, &flows) {
                 tried.push((verdict, frame, host.flows));
                 continue;
@@ -278,7 +345,7 @@ fn compare(kernel: &Kernel, way: Way, sent: &[u8], tables: &mut HostTables) -> R
     }
     let (verdict, frame, host) = &tried[0];
     Err(TestCaseError::fail(format!(
-        "{way:?} of {sent:02x?}\nin the kernel: {code} {bytes:02x?}\n{flows:#?}\n\
+        "{hook:?} of {sent:02x?}\nin the kernel: {code} {bytes:02x?}\n{flows:#?}\n\
          on the host, by one of {} possible draws: {verdict:?} {frame:02x?}\n{host:#?}",
         tried.len(),
     )))
@@ -287,14 +354,15 @@ fn compare(kernel: &Kernel, way: Way, sent: &[u8], tables: &mut HostTables) -> R
 #[test]
 fn kernel_and_host_agree() {
     let Some(kernel) = Kernel::load() else { return };
+    set_up_routes();
     let kernel = RefCell::new(kernel);
     let seen = RefCell::new(HashMap::<Reason, u32>::new());
     let ways = proptest::collection::vec(
         prop_oneof![
-            3 => Just(Way::FromPod),
-            1 => Just(Way::ToPod),
-            2 => Just(Way::FromNet),
-            1 => Just(Way::ToNet),
+            3 => Just(Hook::FromPod),
+            1 => Just(Hook::ToPod),
+            2 => Just(Hook::FromNet),
+            1 => Just(Hook::ToNet),
         ],
         FRAMES,
     );
@@ -304,8 +372,8 @@ fn kernel_and_host_agree() {
         let mut kernel = kernel.borrow_mut();
         let mut tables = as_in_the_kernel(tables);
         kernel.fill(&tables);
-        for (way, frame) in ways.into_iter().zip(frames).filter(|(_, frame)| runs(frame)) {
-            let reason = compare(&kernel, way, &frame, &mut tables)?;
+        for (hook, frame) in ways.into_iter().zip(frames).filter(|(_, frame)| runs(frame)) {
+            let reason = compare(&kernel, hook, &frame, &mut tables)?;
             *seen.borrow_mut().entry(reason).or_default() += 1;
         }
         Ok(())
@@ -324,7 +392,7 @@ fn kernel_and_host_agree() {
     for reason in [
         Reason::NotIp,
         Reason::OtherProtocol,
-        Reason::Fragment,
+        Reason::FragmentAlone,
         Reason::Truncated,
         Reason::Malformed,
         Reason::NotService,
@@ -334,6 +402,10 @@ fn kernel_and_host_agree() {
         Reason::Reply,
         Reason::Moved,
         Reason::NoEndpoints,
+        Reason::NoPort,
+        Reason::NoneLocal,
+        Reason::BackendGone,
+        Reason::SourceRange,
     ] {
         assert!(seen.contains_key(&reason), "no frame met {reason:?}");
     }

@@ -11,7 +11,11 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use etherparse::{
     IpHeaders, IpNumber, Ipv4Extensions, Ipv4Header, Ipv6Extensions, Ipv6Header, PacketBuilder, TcpHeader,
 };
+use podnet_common::host::route_all;
 use podnet_common::packet::TcpFlags;
+use podnet_common::route::Hook;
+use podnet_common::tables::Tables;
+use podnet_common::verdict::Verdict;
 use podnet_common::wire::{Endpoint, Family, Protocol};
 use proptest::prelude::ProptestConfig;
 
@@ -44,6 +48,26 @@ pub(crate) const RST: u8 = TcpFlags::RST;
 
 /// The sequence number of all segments made here.
 pub(crate) const SEQUENCE: u32 = 0xffff_fff0;
+
+/// What a pod has sent.
+pub(crate) fn from_pod<T: Tables>(frame: &mut Vec<u8>, tables: &mut T) -> Verdict {
+    route_all(Hook::FromPod, frame, tables)
+}
+
+/// What is about to reach a pod.
+pub(crate) fn to_pod<T: Tables>(frame: &mut Vec<u8>, tables: &mut T) -> Verdict {
+    route_all(Hook::ToPod, frame, tables)
+}
+
+/// What another machine has sent.
+pub(crate) fn from_net<T: Tables>(frame: &mut Vec<u8>, tables: &mut T) -> Verdict {
+    route_all(Hook::FromNet, frame, tables)
+}
+
+/// What is about to leave the node.
+pub(crate) fn to_net<T: Tables>(frame: &mut Vec<u8>, tables: &mut T) -> Verdict {
+    route_all(Hook::ToNet, frame, tables)
+}
 
 pub(crate) fn endpoint(addr: impl Into<IpAddr>, port: u16) -> Endpoint {
     SocketAddr::new(addr.into(), port).into()

@@ -41,10 +41,21 @@ pub(super) struct Agent {
         long,
         value_name = "GLOBS",
         env = "PODNET_POD_INTERFACES",
-        default_value = Patterns::DEFAULT,
+        default_value = Patterns::PODS,
         value_parser = patterns
     )]
     pod_interfaces: Patterns,
+
+    /// The interfaces that face other machines, among those that do not face pods: globs, separated by
+    /// commas; bridges and members of bonds never do
+    #[arg(
+        long,
+        value_name = "GLOBS",
+        env = "PODNET_NODE_INTERFACES",
+        default_value = Patterns::NODES,
+        value_parser = patterns
+    )]
+    node_interfaces: Patterns,
 
     #[command(flatten)]
     kernel: Kernel,
@@ -92,6 +103,11 @@ struct Sizes {
     #[arg(long, value_name = "N", env = "PODNET_MAX_SOCKETS", value_parser = size(),
           default_value_t = Capacity::default().sockets)]
     max_sockets: u32,
+
+    /// Clients of Services with session affinity whose backend is remembered
+    #[arg(long, value_name = "N", env = "PODNET_MAX_CLIENTS", value_parser = size(),
+          default_value_t = Capacity::default().clients)]
+    max_clients: u32,
 }
 
 /// The kernel's hash tables have 2^30 entries at most.
@@ -153,11 +169,13 @@ impl Agent {
             slots: self.sizes.max_slots,
             flows: self.sizes.max_flows,
             sockets: self.sizes.max_sockets,
+            clients: self.sizes.max_clients,
         };
         Ok(Settings {
             source,
             kernel: self.kernel.settings(self.attach, capacity),
             pod_interfaces: self.pod_interfaces,
+            node_interfaces: self.node_interfaces,
             node,
             metrics_listen: self.metrics_listen.0,
             once: self.once,

@@ -20,6 +20,8 @@ use aya::programs::{
 };
 
 use nix::libc;
+use podnet_common::abi::Program;
+use podnet_common::route::Hook;
 
 use super::AttachMode;
 use super::error::Error;
@@ -27,9 +29,38 @@ use super::pins::{Pins, remove_file};
 use super::sys;
 use crate::error::chain;
 
-/// The programs at interfaces that face pods. The way back is there before anything is sent on it.
-pub(super) const INTERFACE_PROGRAMS: [(&str, TcAttachType); 2] =
-    [("to_pod", TcAttachType::Egress), ("from_pod", TcAttachType::Ingress)];
+/// What an interface faces.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Side {
+    /// A pod of this node.
+    Pod,
+    /// Other machines.
+    Net,
+}
+
+impl Side {
+    /// The programs at such an interface. The way back is there before anything is sent on it.
+    const fn programs(self) -> [(&'static str, TcAttachType); 2] {
+        match self {
+            Self::Pod => [("to_pod", TcAttachType::Egress), ("from_pod", TcAttachType::Ingress)],
+            Self::Net => [("to_net", TcAttachType::Egress), ("from_net", TcAttachType::Ingress)],
+        }
+    }
+}
+
+/// All programs at interfaces.
+pub(super) const INTERFACE_PROGRAMS: [&str; 4] = ["from_pod", "to_pod", "from_net", "to_net"];
+
+/// The programs that those leave packets to.
+pub(super) const NEXT_PROGRAMS: [(Program, &str); 7] = [
+    (Program::Rest(Hook::FromPod), "from_pod_rest"),
+    (Program::Rest(Hook::ToPod), "to_pod_rest"),
+    (Program::Rest(Hook::FromNet), "from_net_rest"),
+    (Program::Rest(Hook::ToNet), "to_net_rest"),
+    (Program::Open(Hook::FromPod), "from_pod_open"),
+    (Program::Open(Hook::FromNet), "from_net_open"),
+    (Program::Open(Hook::ToNet), "to_net_open"),
+];
 
 /// The programs at the cgroup; each one's name is that of its hook.
 pub(super) const SOCKET_PROGRAMS: [&str; 8] =
@@ -113,10 +144,11 @@ pub(super) fn attach_interface(
     ebpf: &mut Ebpf,
     pins: &Pins,
     mode: AttachMode,
+    side: Side,
     index: u32,
     name: &str,
 ) -> Result<(), Error> {
-    let attached = attach_both(ebpf, pins, mode, index, name);
+    let attached = attach_both(ebpf, pins, mode, side, index, name);
     if attached.is_err() {
         // The first error is the one to tell.
         let _ = detach_interface(pins, index);
@@ -124,8 +156,15 @@ pub(super) fn attach_interface(
     attached
 }
 
-fn attach_both(ebpf: &mut Ebpf, pins: &Pins, mode: AttachMode, index: u32, name: &str) -> Result<(), Error> {
-    for (program, direction) in INTERFACE_PROGRAMS {
+fn attach_both(
+    ebpf: &mut Ebpf,
+    pins: &Pins,
+    mode: AttachMode,
+    side: Side,
+    index: u32,
+    name: &str,
+) -> Result<(), Error> {
+    for (program, direction) in side.programs() {
         let classifier: &mut SchedClassifier = program_mut(ebpf, program)?;
         let failed = |reason: String| Error::Attach { program, target: name.to_owned(), reason };
         let tcx = match mode {
@@ -149,7 +188,7 @@ fn attach_both(ebpf: &mut Ebpf, pins: &Pins, mode: AttachMode, index: u32, name:
 
 /// Detaches both programs from an interface, which may be gone already.
 pub(super) fn detach_interface(pins: &Pins, index: u32) -> Result<(), Error> {
-    for (_, direction) in INTERFACE_PROGRAMS {
+    for direction in [TcAttachType::Egress, TcAttachType::Ingress] {
         forget(pins, &Pin::Tcx { index, direction })?;
         forget(pins, &Pin::Filter { index, direction })?;
     }

@@ -2,12 +2,13 @@
 
 use std::path::{Path, PathBuf};
 
+use aya::maps::{MapData, ProgramArray};
 use aya::programs::{CgroupSockAddr, SchedClassifier};
 use aya::{Ebpf, EbpfLoader, include_bytes_aligned};
 use podnet_common::abi;
 use podnet_common::network::ServiceNetworks;
 
-use super::attach::{self, INTERFACE_PROGRAMS, Pin, SOCKET_PROGRAMS, program_mut};
+use super::attach::{self, INTERFACE_PROGRAMS, NEXT_PROGRAMS, Pin, SOCKET_PROGRAMS, Side, program_mut};
 use super::error::Error;
 use super::filter::Filter;
 use super::pins::Pins;
@@ -62,6 +63,7 @@ impl Dataplane {
             tables.set_networks(ServiceNetworks::default())?;
         }
         load_interface_programs(&mut ebpf)?;
+        install_next_programs(&mut ebpf)?;
         if cgroup.is_some() {
             load_socket_programs(&mut ebpf)?;
         }
@@ -104,8 +106,8 @@ impl Dataplane {
     ///
     /// # Errors
     /// When the kernel refuses; [`AttachMode::Auto`] has then tried tcx and clsact.
-    pub fn attach_interface(&mut self, index: u32, name: &str) -> Result<(), Error> {
-        attach::attach_interface(&mut self.ebpf, &self.pins, self.attach, index, name)
+    pub fn attach_interface(&mut self, side: Side, index: u32, name: &str) -> Result<(), Error> {
+        attach::attach_interface(&mut self.ebpf, &self.pins, self.attach, side, index, name)
     }
 
     /// Detaches the programs from an interface; one that is gone is fine.
@@ -150,9 +152,26 @@ impl Dataplane {
 
 /// Has the kernel verify the programs at interfaces.
 pub(super) fn load_interface_programs(ebpf: &mut Ebpf) -> Result<(), Error> {
-    for (name, _) in INTERFACE_PROGRAMS {
+    let next = NEXT_PROGRAMS.iter().map(|(_, name)| *name);
+    for name in INTERFACE_PROGRAMS.into_iter().chain(next) {
         let program: &mut SchedClassifier = program_mut(ebpf, name)?;
         program.load().map_err(|source| Error::Load { program: name, source })?;
+    }
+    Ok(())
+}
+
+/// Puts the programs that those at interfaces leave packets to where they find them.
+fn install_next_programs(ebpf: &mut Ebpf) -> Result<(), Error> {
+    let missing = || Error::Table {
+        action: "finding",
+        table: abi::PROGRAMS,
+        source: std::io::Error::from(std::io::ErrorKind::NotFound),
+    };
+    let mut array: ProgramArray<MapData> = ebpf.take_map(abi::PROGRAMS).ok_or_else(missing)?.try_into()?;
+    for (place, name) in NEXT_PROGRAMS {
+        let program: &mut SchedClassifier = program_mut(ebpf, name)?;
+        let fd = program.fd().map_err(|source| Error::Load { program: name, source })?;
+        array.set(place.index(), fd, 0)?;
     }
     Ok(())
 }
@@ -168,17 +187,22 @@ pub(super) fn load_socket_programs(ebpf: &mut Ebpf) -> Result<(), Error> {
 
 /// Loads the object with the settings' map sizes and variables.
 fn load(settings: &Settings, maps: &Path) -> Result<Ebpf, Error> {
-    let netns = match settings.socket_lb {
-        SocketLb::Host => sys::netns_cookie().map_err(|source| Error::Table {
-            action: "asking for this network namespace's cookie, for",
-            table: abi::SOCKET_NETNS,
-            source,
-        })?,
+    let node = sys::netns_cookie().map_err(|source| Error::Table {
+        action: "asking for this network namespace's cookie, for",
+        table: abi::NODE_NETNS,
+        source,
+    })?;
+    let only = match settings.socket_lb {
+        SocketLb::Host => node,
         SocketLb::All | SocketLb::Off => 0,
     };
     let mut loader = EbpfLoader::new();
     // The kernel's own BTF is only needed for relocations, which these programs have none of.
-    loader.btf(None).default_map_pin_directory(maps).override_global(abi::SOCKET_NETNS, &netns, true);
+    loader
+        .btf(None)
+        .default_map_pin_directory(maps)
+        .override_global(abi::NODE_NETNS, &node, true)
+        .override_global(abi::SOCKET_NETNS, &only, true);
     for shape in shapes(&settings.capacity) {
         loader.map_max_entries(shape.name, shape.entries);
     }

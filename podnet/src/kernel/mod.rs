@@ -26,6 +26,7 @@ use std::path::PathBuf;
 
 use crate::changes::Capacity;
 
+pub use attach::Side;
 pub use error::Error;
 pub use load::Dataplane;
 pub use pins::cleanup;

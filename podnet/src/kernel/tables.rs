@@ -10,8 +10,11 @@ use std::path::Path;
 use aya::maps::MapData;
 use nix::libc;
 use podnet_common::abi::{self, ServiceName};
+use podnet_common::abi::{FRAGMENT_ENTRIES, Program};
+use podnet_common::affinity::{Affinity, AffinityKey};
 use podnet_common::conntrack::{Flow, Tuple};
 use podnet_common::filter::FILTER_WORDS;
+use podnet_common::fragment::{FragmentKey, FragmentPorts};
 use podnet_common::network::{ServiceNetworks, Source};
 use podnet_common::service::{Backend, BackendId, Frontend, FrontendKey, ServiceId};
 use podnet_common::socket::{Peer, PeerKey};
@@ -216,6 +219,7 @@ fn flag_of(name: &str) -> &'static str {
         abi::SLOTS | abi::BACKENDS => "--max-slots",
         abi::FLOWS => "--max-flows",
         abi::PEERS => "--max-sockets",
+        abi::AFFINITY => "--max-clients",
         _ => "--max-frontends",
     }
 }
@@ -242,18 +246,21 @@ impl Shape {
 }
 
 /// The shapes of all maps, by the sizes that people set.
-pub(super) fn shapes(capacity: &Capacity) -> [Shape; 10] {
+pub(super) fn shapes(capacity: &Capacity) -> [Shape; 13] {
     [
         Shape::of::<FrontendKey, Frontend>(abi::FRONTENDS, capacity.frontends),
         Shape::of::<u32, BackendId>(abi::SLOTS, capacity.slots),
         Shape::of::<BackendId, Backend>(abi::BACKENDS, capacity.slots),
         Shape::of::<Tuple, Flow>(abi::FLOWS, capacity.flows.saturating_mul(2)),
         Shape::of::<PeerKey, Peer>(abi::PEERS, capacity.sockets),
+        Shape::of::<AffinityKey, Affinity>(abi::AFFINITY, capacity.clients),
+        Shape::of::<FragmentKey, FragmentPorts>(abi::FRAGMENTS, FRAGMENT_ENTRIES),
         // A service port that takes over another one's frontends gets its name while that one's stands.
         Shape::of::<ServiceId, ServiceName>(abi::NAMES, capacity.frontends.saturating_mul(2)),
         Shape::of::<u32, u64>(abi::FILTER, FILTER_WORDS),
         Shape::of::<SourceKey, u32>(abi::SOURCES, capacity.frontends),
         Shape::of::<u32, ServiceNetworks>(abi::NETWORKS, 1),
+        Shape::of::<u32, u32>(abi::PROGRAMS, Program::COUNT),
         Shape::of::<u32, u64>(abi::COUNTERS, REASONS),
     ]
 }
@@ -269,6 +276,8 @@ pub(super) struct Tables {
     backends: Table<BackendId, Backend>,
     flows: Table<Tuple, Flow>,
     peers: Table<PeerKey, Peer>,
+    affinity: Table<AffinityKey, Affinity>,
+    fragments: Table<FragmentKey, FragmentPorts>,
     names: Table<ServiceId, ServiceName>,
     sources: Table<SourceKey, u32>,
     networks: Table<u32, ServiceNetworks>,
@@ -284,6 +293,8 @@ impl Tables {
             backends: Table::open(maps, abi::BACKENDS)?,
             flows: Table::open(maps, abi::FLOWS)?,
             peers: Table::open(maps, abi::PEERS)?,
+            affinity: Table::open(maps, abi::AFFINITY)?,
+            fragments: Table::open(maps, abi::FRAGMENTS)?,
             names: Table::open(maps, abi::NAMES)?,
             sources: Table::open(maps, abi::SOURCES)?,
             networks: Table::open(maps, abi::NETWORKS)?,
@@ -297,6 +308,7 @@ impl Tables {
             slots: self.slots.capacity(),
             flows: self.flows.capacity() / 2,
             sockets: self.peers.capacity(),
+            clients: self.affinity.capacity(),
         }
     }
 
@@ -329,6 +341,7 @@ impl Tables {
         self.backends.copy_from(&old.backends, |(id, _)| id.0 < self.backends.capacity())?;
         self.flows.copy_from(&old.flows, |_| true)?;
         self.peers.copy_from(&old.peers, |_| true)?;
+        self.affinity.copy_from(&old.affinity, |_| true)?;
         self.names.copy_from(&old.names, |_| true)?;
         self.sources.copy_from(&old.sources, |_| true)
     }
@@ -336,7 +349,8 @@ impl Tables {
     /// Copies the flows and peers of `old` that the maps do not have.
     pub(super) fn catch_up_with(&self, old: &Self) -> Result<(), Error> {
         self.flows.add(&old.flows.entries()?)?;
-        self.peers.add(&old.peers.entries()?)
+        self.peers.add(&old.peers.entries()?)?;
+        self.affinity.add(&old.affinity.entries()?)
     }
 
     /// The flows.
@@ -392,6 +406,8 @@ impl Tables {
             (abi::BACKENDS, self.backends.memory()?),
             (abi::FLOWS, self.flows.memory()?),
             (abi::PEERS, self.peers.memory()?),
+            (abi::AFFINITY, self.affinity.memory()?),
+            (abi::FRAGMENTS, self.fragments.memory()?),
             (abi::NAMES, self.names.memory()?),
             (abi::SOURCES, self.sources.memory()?),
         ];

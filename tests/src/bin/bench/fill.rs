@@ -14,7 +14,7 @@ use podnet::cluster::Event;
 use podnet::cluster::index::Index;
 use podnet::cluster::model::service_ports;
 use podnet::cluster::object::Object;
-use podnet::kernel::{AttachMode, Dataplane, Settings, SocketLb};
+use podnet::kernel::{AttachMode, Dataplane, Settings, Side, SocketLb};
 use podnet::plan::Planner;
 use serde::{Deserialize, Serialize};
 use tests::node::Node;
@@ -163,7 +163,7 @@ impl Fill {
 
         for name in &self.attach {
             let number = if_nametoindex(name.as_str()).with_context(|| format!("there is no {name}"))?;
-            agent.dataplane.attach_interface(number, name)?;
+            agent.dataplane.attach_interface(Side::Pod, number, name)?;
         }
         agent.dataplane.attach_sockets()?;
         let resident_after = machine::resident()?;
