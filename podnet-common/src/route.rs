@@ -220,31 +220,33 @@ fn icmp_error<F: Frame, T: Tables>(hook: Hook, frame: &mut F, tables: &mut T) ->
 fn enter<F: Frame, T: Tables>(frame: &mut F, tables: &mut T, packet: &Packet, sender: Sender) -> Verdict {
     let (destination, protocol) = (packet.tuple.destination(), packet.tuple.protocol());
     let stale = tables.flow(&packet.tuple).map(|flow| (flow.state, flow.alive(protocol, tables.now())));
-    let found = match tables.frontend(&FrontendKey::new(destination, protocol)) {
-        Some(frontend) => Some(frontend),
+    let middle = protocol == Protocol::TCP && !packet.flags.opens();
+    if let Some((state, true)) = stale
+        && middle
+        && state.direction() == Direction::Forward
+    {
+        // Its backend is gone, or it would have been followed: its client would wait for an answer until it
+        // gives up.
+        return refuse(frame, tables, packet, sender.way(), Reason::BackendGone);
+    }
+    let frontend = match tables.frontend(&FrontendKey::new(destination, protocol)) {
+        Some(frontend) => frontend,
         None => match tables.frontend(&FrontendKey::rest_of(destination.addr)) {
-            Some(rest) => Some(rest),
-            None if sender == Sender::Pod => left_behind(tables, destination, protocol),
-            None => None,
+            Some(rest) => rest,
+            None if sender != Sender::Pod => return Verdict::Pass(Reason::NotService),
+            None => match left_behind(tables, destination, protocol) {
+                Some(frontend) => frontend,
+                None => return Verdict::Pass(Reason::NotService),
+            },
         },
     };
-    if protocol == Protocol::TCP && !packet.flags.opens() {
-        return match stale {
-            // Its backend is gone, or it would have been followed: its client would wait for an answer until
-            // it gives up.
-            Some((state, true)) if state.direction() == Direction::Forward => {
-                refuse(frame, tables, packet, sender.way(), Reason::BackendGone)
-            }
-            // It may belong to a connection that somebody else translates since before podnet was here.
-            _ if found.is_some() => Verdict::Pass(Reason::MidConnection),
-            _ => Verdict::Pass(Reason::NotService),
-        };
-    }
-    match found {
-        Some(frontend) if !frontend.flags.has(FrontendFlags::LOOPBACK) => {
-            begin(frame, tables, packet, &frontend, stale, sender)
-        }
-        _ => Verdict::Pass(Reason::NotService),
+    if frontend.flags.has(FrontendFlags::LOOPBACK) {
+        Verdict::Pass(Reason::NotService)
+    } else if middle {
+        // It may belong to a connection that somebody else translates since before podnet was here.
+        Verdict::Pass(Reason::MidConnection)
+    } else {
+        begin(frame, tables, packet, &frontend, stale, sender)
     }
 }
 

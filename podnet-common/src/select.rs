@@ -99,7 +99,8 @@ fn draw<S: Services>(services: &mut S, slots: SlotRange) -> Option<Choice> {
     // interval"); the bias of count / 2^32 is beyond measuring.
     let drawn = (u64::from(services.random()) * u64::from(slots.count)) >> 32;
     let id = services.slot(slots.base.wrapping_add(drawn as u32)).filter(|id| *id != BackendId::NOBODY)?;
-    let backend = services.backend(id)?;
+    // Generations count from 1: a place without one was never given out.
+    let backend = services.backend(id).filter(|backend| backend.generation != 0)?;
     Some(choice(id, &backend))
 }
 

@@ -20,14 +20,15 @@ pub struct FrontendKey {
     addr: Addr,
     port: Be16,
     protocol: Protocol,
-    zero: [u8; 5],
+    zero: u8,
+    zero_tail: u32,
 }
 
 impl FrontendKey {
     /// The frontend of `protocol` at `endpoint`.
     #[inline(always)]
     pub const fn new(endpoint: Endpoint, protocol: Protocol) -> Self {
-        Self { addr: endpoint.addr, port: endpoint.port, protocol, zero: [0; 5] }
+        Self { addr: endpoint.addr, port: endpoint.port, protocol, zero: 0, zero_tail: 0 }
     }
 
     /// The frontend of all other ports and protocols at `addr`, of kind [`FrontendKind::CLUSTER_IP_REST`]:

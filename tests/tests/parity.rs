@@ -290,7 +290,9 @@ fn draws(hook: Hook, frame: &Vec<u8>, tables: &HostTables, flows: &HashMap<Tuple
             port.into()
         }
     });
-    let frontend = tables.frontends.get(&FrontendKey::new(packet.tuple.destination(), protocol));
+    let destination = packet.tuple.destination();
+    let keys = [FrontendKey::new(destination, protocol), FrontendKey::rest_of(destination.addr)];
+    let frontend = keys.iter().find_map(|key| tables.frontends.get(key));
     let count = frontend.map_or(0, |frontend| match hook {
         Hook::FromNet => frontend.outside.count,
         _ => frontend.inside.count,
@@ -344,8 +346,14 @@ fn compare(
         }
     }
     let (verdict, frame, host) = &tried[0];
+    let reasons: Vec<&Reason> = Reason::ALL
+        .iter()
+        .zip(counted)
+        .filter(|(reason, before)| kernel.count(**reason) != *before)
+        .map(|(reason, _)| reason)
+        .collect();
     Err(TestCaseError::fail(format!(
-        "{hook:?} of {sent:02x?}\nin the kernel: {code} {bytes:02x?}\n{flows:#?}\n\
+        "{hook:?} of {sent:02x?}\nin the kernel: {code} {reasons:?} {bytes:02x?}\n{flows:#?}\n\
          on the host, by one of {} possible draws: {verdict:?} {frame:02x?}\n{host:#?}",
         tried.len(),
     )))

@@ -109,7 +109,7 @@ fn tables(family: Family) -> impl Strategy<Value = HostTables> {
     let tuple =
         (ends(family), ends(family), protocols()).prop_map(|(a, b, c)| Tuple::between(a, b, c)).boxed();
     let backend =
-        (0..5_u32, 0..3_u32).prop_map(|(id, generation)| BackendRef { id: BackendId(id), generation });
+        (0..5_u32, 1..4_u32).prop_map(|(id, generation)| BackendRef { id: BackendId(id), generation });
     let way = prop_oneof![3 => Just(0_u8), 1 => 0..4_u8];
     let flow = (tuple.clone(), tuple, backend, any::<u8>(), way, 0..5_u32).prop_map(
         |(key, to, backend, state, way, age)| {
@@ -124,7 +124,7 @@ fn tables(family: Family) -> impl Strategy<Value = HostTables> {
     let kind = prop_oneof![3 => Just(0), 1 => 0..6_u8];
     let affinity = prop_oneof![3 => Just(0), 1 => Just(60_u32)];
     let frontend = (ends(family), protocols(), range(), range(), flags, kind, affinity);
-    let backend = (ends(family), 0..3_u32, prop_oneof![1 => Just(0x1f), 1 => any::<u8>()]);
+    let backend = (ends(family), 1..4_u32, prop_oneof![1 => Just(0x1f), 1 => any::<u8>()]);
     (
         proptest::collection::vec(frontend, 0..8),
         proptest::collection::vec(0..6_u32, 0..8),
