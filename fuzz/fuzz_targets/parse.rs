@@ -11,7 +11,7 @@ fuzz_target!(|bytes: &[u8]| {
     match parse(&frame) {
         Ok(packet) => {
             assert!((ETHERNET + IPV4..=frame.len() - 8).contains(&packet.l4));
-            assert!([Protocol::TCP, Protocol::UDP].contains(&packet.tuple.protocol()));
+            assert!([Protocol::TCP, Protocol::UDP, Protocol::SCTP].contains(&packet.tuple.protocol()));
             assert_eq!(packet.tuple.source().addr.family(), packet.family);
             assert_eq!(packet.tuple.destination().addr.family(), packet.family);
             // More bytes change nothing; fewer may.

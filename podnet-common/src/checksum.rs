@@ -83,6 +83,13 @@ impl Delta {
         Self(Sum(self.0.0 + (!old.raw()) as u64 + new.raw() as u64))
     }
 
+    /// 32 bits, as they stand in memory, become others.
+    #[inline(always)]
+    #[must_use]
+    pub const fn double_word(self, old: u32, new: u32) -> Self {
+        Self(Sum(self.0.0 + (!old) as u64 + new as u64))
+    }
+
     /// `old` becomes `new`, of the same family.
     #[inline(always)]
     #[must_use]

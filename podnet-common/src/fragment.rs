@@ -107,6 +107,10 @@ pub enum Fragment {
 pub fn parse<F: Frame>(frame: &F) -> Result<Fragment, Reason> {
     let ip = ip::read(frame, Want::Any)?;
     let Some(part) = ip.fragment else { return packet::parse_l4(frame, &ip).map(Fragment::Whole) };
+    if ip.protocol == Protocol::SCTP {
+        // Its checksum changes with its ports by the length of the whole packet, which no fragment tells.
+        return Err(Reason::SctpFragment);
+    }
     let protocol = match ip.family {
         Family::V4 => ip.protocol,
         Family::V6 => FragmentKey::IPV6,

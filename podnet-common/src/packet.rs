@@ -5,8 +5,9 @@ use zerocopy::{FromBytes, Immutable, IntoBytes};
 use crate::conntrack::Tuple;
 use crate::frame::Frame;
 use crate::ip::{self, Header, Want};
+use crate::sctp::{self, Chunk};
 use crate::verdict::Reason;
-use crate::wire::{Be16, Family, Protocol};
+use crate::wire::{Be16, Be32, Family, Protocol};
 
 /// Length of an Ethernet header: where the IP header starts.
 pub const ETHERNET: usize = 14;
@@ -48,23 +49,23 @@ impl TcpFlags {
     }
 }
 
-/// A TCP or UDP packet, parsed.
+/// A TCP, UDP or SCTP packet, parsed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Packet {
     /// Who talks to whom.
     pub tuple: Tuple,
     /// The IP version.
     pub family: Family,
-    /// Offset of the TCP or UDP header in the frame.
+    /// Offset of the L4 header in the frame.
     pub l4: usize,
-    /// The TCP flags; none for UDP.
+    /// The TCP flags; of SCTP, those that mean what its first chunk does; none for UDP.
     pub flags: TcpFlags,
 }
 
 /// Reads the headers of `frame`.
 ///
 /// # Errors
-/// The [`Reason`] why the frame is not a whole TCP or UDP packet over IP: such frames are not podnet's.
+/// The [`Reason`] why the frame is not a whole TCP, UDP or SCTP packet over IP: such frames are not podnet's.
 #[inline(always)]
 pub fn parse<F: Frame>(frame: &F) -> Result<Packet, Reason> {
     parse_l4(frame, &ip::read(frame, Want::Whole)?)
@@ -77,19 +78,29 @@ pub(crate) fn parse_l4<F: Frame>(frame: &F, ip: &Header) -> Result<Packet, Reaso
     let flags = match protocol {
         Protocol::TCP => frame.load(l4 + 13).ok_or(Reason::Truncated)?,
         Protocol::UDP => TcpFlags::default(),
+        // Where chunks do not follow in one piece there is data in them: what a device is to cut into packets.
+        Protocol::SCTP => Chunk(frame.load(l4 + sctp::HEADER).unwrap_or(0)).flags(),
         _ => return Err(Reason::OtherProtocol),
     };
     let [source_port, destination_port]: [Be16; 2] = frame.load(l4).ok_or(Reason::Truncated)?;
-    frame.load::<Be16>(l4 + checksum_field(protocol)).ok_or(Reason::Truncated)?;
+    let checksum = l4 + checksum_field(protocol);
+    let whole = match protocol {
+        Protocol::SCTP => frame.load::<Be32>(checksum).is_some(),
+        _ => frame.load::<Be16>(checksum).is_some(),
+    };
+    if !whole {
+        return Err(Reason::Truncated);
+    }
     let tuple = Tuple::new(ip.source, source_port, ip.destination, destination_port, protocol);
     Ok(Packet { tuple, family: ip.family, l4, flags })
 }
 
-/// Where the checksum stands in a TCP or UDP header.
+/// Where the checksum stands in an L4 header.
 #[inline(always)]
 pub const fn checksum_field(protocol: Protocol) -> usize {
     match protocol {
         Protocol::TCP => 16,
+        Protocol::SCTP => 8,
         _ => 6,
     }
 }

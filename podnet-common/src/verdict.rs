@@ -124,6 +124,8 @@ reasons! {
     IcmpError = "icmp_error",
     /// a later fragment of a packet whose first one was not seen: passed
     FragmentAlone = "fragment_alone",
+    /// a fragment of an SCTP packet, whose checksum could not be mended: passed
+    SctpFragment = "sctp_fragment",
 }
 
 #[cfg(test)]

@@ -232,7 +232,7 @@ fn mapped_addresses_are_not_for_the_wire() {
 }
 
 #[test]
-fn what_is_neither_ip_nor_tcp_nor_udp() {
+fn what_is_neither_ip_nor_of_a_known_protocol() {
     for ethertype in [0x0806_u16, 0x8100, 0x88a8, 0x8847, 0x0026] {
         let (from, to) = ends(Family::V4);
         let mut frame = frame(from, to, Protocol::UDP, 0, b"payload");
@@ -248,7 +248,7 @@ fn what_is_neither_ip_nor_tcp_nor_udp() {
             frame[at] = protocol;
             // Hop-by-hop options, routing, fragment, destination options: looked into.
             let looked_into = family == Family::V6 && [0, 43, 44, 60].contains(&protocol);
-            if protocol != 6 && protocol != 17 && !looked_into {
+            if ![6, 17, 132].contains(&protocol) && !looked_into {
                 assert_eq!(parse(&frame), Err(Reason::OtherProtocol), "protocol {protocol}");
             }
         }
@@ -281,7 +281,7 @@ proptest! {
     fn any_bytes_are_parsed_or_not(bytes in bytes()) {
         if let Ok(packet) = parse(&bytes) {
             prop_assert!(packet.l4 + 8 <= bytes.len());
-            prop_assert!([Protocol::TCP, Protocol::UDP].contains(&packet.tuple.protocol()));
+            prop_assert!([Protocol::TCP, Protocol::UDP, Protocol::SCTP].contains(&packet.tuple.protocol()));
             prop_assert_eq!(packet.tuple.source().addr.family(), packet.family);
             prop_assert_eq!(packet.tuple.destination().addr.family(), packet.family);
         }

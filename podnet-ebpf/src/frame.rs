@@ -6,6 +6,7 @@ use aya_ebpf::programs::TcContext;
 use podnet_common::checksum::Delta;
 use podnet_common::frame::{Frame, L4Patch};
 use podnet_common::packet::{ETHERNET, ETHERTYPE_IPV6, IPV4, IPV6};
+use podnet_common::wire::Protocol;
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 /// `BPF_F_IPV6` of Linux 6.16 (include/uapi/linux/bpf.h): the pseudo header is IPv6's, whose addresses no
@@ -38,10 +39,17 @@ impl<'a> Skb<'a> {
             }
             frame.pull()?;
         }
-        if frame.load(12) == Some(ETHERTYPE_IPV6) && !frame.holds(SHORTEST_V6) {
+        if frame.load(12) == Some(ETHERTYPE_IPV6) && !frame.holds(SHORTEST_V6) && !frame.is_sctp_v6() {
             frame.pull()?;
         }
         Some(frame)
+    }
+
+    /// Whether an SCTP header follows that of IPv6. It lies in one piece, but the chunks behind it may each be
+    /// an skb of their own, for a device to send apart: none must move to the header.
+    #[inline(always)]
+    fn is_sctp_v6(&self) -> bool {
+        self.load(ETHERNET + 6) == Some(Protocol::SCTP)
     }
 
     /// Whether the first `length` bytes can be read.

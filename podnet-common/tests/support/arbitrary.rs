@@ -54,7 +54,7 @@ fn sound(family: Family) -> impl Strategy<Value = Vec<u8>> {
             let mut frame = frame_of(headers, ports, protocol, flags, &vec![7; size]);
             match dress {
                 2 => frame[ETHERNET] ^= 0xf0,
-                3 => frame[ETHERNET + if family == Family::V4 { 9 } else { 6 }] = 132,
+                3 => frame[ETHERNET + if family == Family::V4 { 9 } else { 6 }] = 47,
                 _ => {}
             }
             frame
