@@ -14,6 +14,10 @@ const MAX_EXTENSIONS: usize = 4;
 /// How far from the start of the frame an L4 header may stand.
 const MAX_L4: usize = 512;
 
+/// Ethertypes of VLAN tags (IEEE 802.1Q, and 802.1ad).
+const VLAN: Be16 = Be16::new(0x8100);
+const SERVICE_VLAN: Be16 = Be16::new(0x88a8);
+
 /// What an IP header says, extension headers included.
 #[derive(Clone, Copy)]
 pub(crate) struct Header {
@@ -100,6 +104,10 @@ pub(crate) fn read<F: Frame>(frame: &F, want: Want) -> Result<Header, Reason> {
     match frame.load::<Be16>(12) {
         Some(ETHERTYPE_IPV4) => read_v4(frame, ETHERNET, want),
         Some(ETHERTYPE_IPV6) => read_v6(frame, ETHERNET, want),
+        // The kernel takes a frame's outermost tag out before tc sees it, on the way in and on the way out: what
+        // is left is a second one, which no pod's interface has. To follow it, the place of the IP header would
+        // have to be a variable for all packets, and each access to it be checked anew.
+        Some(VLAN | SERVICE_VLAN) => Err(Reason::Tagged),
         Some(_) => Err(Reason::NotIp),
         None => Err(Reason::Truncated),
     }

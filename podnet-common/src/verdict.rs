@@ -126,6 +126,8 @@ reasons! {
     FragmentAlone = "fragment_alone",
     /// a fragment of an SCTP packet, whose checksum could not be mended: passed
     SctpFragment = "sctp_fragment",
+    /// a frame with a VLAN tag that the kernel has left in it: passed
+    Tagged = "tagged",
 }
 
 #[cfg(test)]

@@ -12,6 +12,7 @@ use podnet_common::host::HostTables;
 use podnet_common::packet::{self, ETHERNET, IPV4, IPV6, Packet, TcpFlags};
 use podnet_common::verdict::{Reason, Verdict};
 use podnet_common::wire::{Endpoint, Family, Protocol};
+use podnet_common::{fragment, icmp};
 use proptest::prelude::*;
 use support::*;
 
@@ -233,7 +234,7 @@ fn mapped_addresses_are_not_for_the_wire() {
 
 #[test]
 fn what_is_neither_ip_nor_of_a_known_protocol() {
-    for ethertype in [0x0806_u16, 0x8100, 0x88a8, 0x8847, 0x0026] {
+    for ethertype in [0x0806_u16, 0x8847, 0x0026] {
         let (from, to) = ends(Family::V4);
         let mut frame = frame(from, to, Protocol::UDP, 0, b"payload");
         frame[12..14].copy_from_slice(&ethertype.to_be_bytes());
@@ -251,6 +252,21 @@ fn what_is_neither_ip_nor_of_a_known_protocol() {
             if ![6, 17, 132].contains(&protocol) && !looked_into {
                 assert_eq!(parse(&frame), Err(Reason::OtherProtocol), "protocol {protocol}");
             }
+        }
+    }
+}
+
+/// The tag stands where the type of the payload would; the kernel has moved it beside the frame by then.
+#[test]
+fn a_tag_within_the_frame() {
+    for (family, protocol) in KINDS {
+        let (from, to) = ends(family);
+        for tag in [[0x81, 0, 0, 42], [0x88, 0xa8, 0, 42]] {
+            let mut frame = frame(from, to, protocol, SYN, b"payload");
+            frame.splice(12..12, tag);
+            assert_eq!(parse(&frame), Err(Reason::Tagged));
+            assert_eq!(fragment::parse(&frame), Err(Reason::Tagged));
+            assert_eq!(icmp::parse(&mut frame), Err(Reason::Tagged));
         }
     }
 }
