@@ -13,10 +13,12 @@ use zerocopy::{FromBytes, Immutable, IntoBytes};
 /// header checksum covers. Older kernels refuse the flag.
 const BPF_F_IPV6: u64 = 1 << 7;
 
-/// The shortest frames that could be ours: Ethernet, IP, and a UDP header behind IPv4 or a TCP header
-/// behind IPv6.
-const SHORTEST: usize = ETHERNET + IPV4 + 8;
-const SHORTEST_V6: usize = ETHERNET + IPV6 + 20;
+/// The shortest frame that could be ours: the last fragment of a packet, with a byte of it.
+const SHORTEST: usize = ETHERNET + IPV4 + 1;
+/// What frames hold of headers at least, unless they are such fragments: Ethernet, IP, and a UDP header behind
+/// IPv4 or a TCP header behind IPv6.
+const LEAST: usize = ETHERNET + IPV4 + 8;
+const LEAST_V6: usize = ETHERNET + IPV6 + 20;
 /// How far from the start of a frame a header may stand.
 const FARTHEST: usize = 1023;
 /// How much is made readable of a frame whose headers do not lie in one piece.
@@ -33,13 +35,13 @@ impl<'a> Skb<'a> {
     #[inline(always)]
     pub(crate) fn new(ctx: &'a TcContext) -> Option<Self> {
         let frame = Self(ctx);
-        if !frame.holds(SHORTEST) {
+        if !frame.holds(LEAST) {
             if (ctx.len() as usize) < SHORTEST {
                 return None;
             }
             frame.pull()?;
         }
-        if frame.load(12) == Some(ETHERTYPE_IPV6) && !frame.holds(SHORTEST_V6) && !frame.is_sctp_v6() {
+        if frame.load(12) == Some(ETHERTYPE_IPV6) && !frame.holds(LEAST_V6) && !frame.is_sctp_v6() {
             frame.pull()?;
         }
         Some(frame)

@@ -42,7 +42,7 @@ const SLOTS: u32 = 16;
 const BACKENDS: u32 = 8;
 const FLOWS: u32 = 4096;
 /// Frames shorter than this are passed without a look, and so without a reason.
-const SHORTEST: usize = 42;
+const SHORTEST: usize = 35;
 
 const TC_ACT_UNSPEC: u32 = u32::MAX;
 const TC_ACT_SHOT: u32 = 2;
