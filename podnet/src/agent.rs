@@ -13,8 +13,9 @@ use tracing::{debug, error, info, warn};
 use crate::admin;
 use crate::cluster::files::Files;
 use crate::cluster::index::Index;
-use crate::cluster::model::{service_ports, unrouted};
-use crate::cluster::object::{Key, Object};
+use crate::cluster::model::{service_networks, service_ports};
+use crate::cluster::node::ProxySettings;
+use crate::cluster::object::Key;
 use crate::cluster::{Event, Feed, feed, watch};
 use crate::error::Error;
 use crate::interfaces::{Action, Facing, Interfaces, News, Patterns};
@@ -40,8 +41,8 @@ pub struct Settings {
     pub pod_interfaces: Patterns,
     /// Which others face other machines.
     pub node_interfaces: Patterns,
-    /// The name of this node.
-    pub node: String,
+    /// How this node serves what the cluster wants.
+    pub proxy: ProxySettings,
     /// Where metrics and health are served, if anywhere.
     pub metrics_listen: Option<SocketAddr>,
     /// Whether to end once what is there at the start is in the kernel.
@@ -70,7 +71,7 @@ pub async fn run(settings: Settings) -> Result<(), Error> {
     };
     let source = OpenSource::open(&settings.source).await?;
     let mut interfaces = Interfaces::open().map_err(Error::system("a netlink socket"))?;
-    let metrics = Arc::new(Metrics::new(settings.node.clone(), settings.kernel.bpffs.clone()));
+    let metrics = Arc::new(Metrics::new(settings.proxy.node.clone(), settings.kernel.bpffs.clone()));
     let mut agent = Agent::open(&settings, metrics.clone())?;
     if let Some(listener) = listener {
         tokio::spawn(admin::serve(listener, metrics));
@@ -169,7 +170,8 @@ impl Agent {
             settings.node_interfaces.clone(),
             dataplane.attached_interfaces()?,
         );
-        Ok(Self { index: Index::default(), planner, dataplane, facing, metrics, capacity, astray: None })
+        let index = Index::new(settings.proxy.clone());
+        Ok(Self { index, planner, dataplane, facing, metrics, capacity, astray: None })
     }
 
     fn is_ready(&self) -> bool {
@@ -182,31 +184,19 @@ impl Agent {
     }
 
     fn handle(&mut self, event: Event) {
-        let service = match &event {
-            Event::Apply(object) => {
-                self.metrics.event(object.kind());
-                matches!(object, Object::Service(_)).then(|| object.key().clone())
-            }
-            Event::Delete(kind, _) => {
-                self.metrics.event(*kind);
-                None
-            }
-            Event::Listing(_) | Event::Listed(_) => None,
-        };
-        if self.index.handle(event)
-            && let Some(service) = service.and_then(|key| self.index.service(&key))
-        {
-            for port in unrouted(service) {
-                let (service, number) = (&service.key, port.number);
-                warn!(%service, "port {number} is of protocol SCTP, which podnet does not route yet");
-            }
+        match &event {
+            Event::Apply(object) => self.metrics.event(object.kind()),
+            Event::Delete(kind, _) => self.metrics.event(*kind),
+            Event::Listing(_) | Event::Listed(_) | Event::Refused(_) => {}
         }
+        self.index.handle(event);
     }
 
     /// Brings the tables, whatever an earlier agent has left in them, to what the source says, and then
     /// lets sockets use them.
     fn start(&mut self, batch: &[Instant]) -> Result<(), Error> {
         self.index.take_dirty();
+        self.planner.set_networks(service_networks(&self.index));
         let plan = self.reconcile();
         self.carry_out(plan, batch)?;
         self.dataplane.attach_sockets()?;
@@ -259,6 +249,7 @@ impl Agent {
     }
 
     fn next_plan(&mut self) -> Result<Plan, kernel::Error> {
+        self.planner.set_networks(service_networks(&self.index));
         if self.astray.is_some() {
             self.planner.adopt_again(&self.capacity, &self.dataplane.snapshot()?);
             self.index.take_dirty();
@@ -271,7 +262,7 @@ impl Agent {
 
     fn reconcile(&mut self) -> Plan {
         let index = &self.index;
-        let desired: Vec<Key> = index.services().map(|service| service.key.clone()).collect();
+        let desired: Vec<Key> = index.keys().cloned().collect();
         self.planner.reconcile(Instant::now(), desired, |key| service_ports(index, key))
     }
 

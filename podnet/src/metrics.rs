@@ -89,7 +89,8 @@ impl Metrics {
     pub fn wrote(&self, changes: &Changes) {
         let frontends = changes.frontends.len() + changes.removed_frontends.len();
         let backends = changes.backends.len() + changes.gone.len();
-        let counts = [frontends, changes.slots.len(), backends];
+        let sources = changes.sources.len() + changes.removed_sources.len();
+        let counts = [frontends, changes.slots.len(), backends, sources];
         for (table, count) in Table::ALL.into_iter().zip(counts) {
             self.writes.get_or_create(&[("table", table.name())]).inc_by(count as u64);
         }

@@ -47,8 +47,8 @@ fn full(flag: &str, size: u32, tables: &[&str], too_much: impl Fn(Service) -> Ve
 
 #[test]
 fn full_table_of_frontends() -> Result<()> {
-    // Each Service of two families takes 4: TCP and UDP.
-    full("--max-frontends", 8, &["FRONTENDS"], |service| {
+    // Each Service of two families takes 6: TCP, UDP, and all other ports.
+    full("--max-frontends", 12, &["FRONTENDS"], |service| {
         (0..4).map(|number| service.clone().numbered(20 + number)).collect()
     })
 }

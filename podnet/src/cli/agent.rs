@@ -14,6 +14,7 @@ use tracing_subscriber::EnvFilter;
 use super::kernel::Kernel;
 use crate::agent::{self, Settings, Source};
 use crate::changes::Capacity;
+use crate::cluster::node::{NodePortAddresses, ProxySettings};
 use crate::error::Error;
 use crate::interfaces::Patterns;
 use crate::kernel::AttachMode;
@@ -56,6 +57,25 @@ pub(super) struct Agent {
         value_parser = patterns
     )]
     node_interfaces: Patterns,
+
+    /// Which of the node's addresses NodePorts are at: `primary`, those it is known by, or networks separated by
+    /// commas (0.0.0.0/0: all but loopback)
+    #[arg(
+        long,
+        value_name = "primary|CIDRS",
+        env = "PODNET_NODE_PORT_ADDRESSES",
+        default_value_t,
+        alias = "nodeport-addresses"
+    )]
+    node_port_addresses: NodePortAddresses,
+
+    /// Have NodePorts at 127.0.0.1 and ::1 too, for the node's own processes
+    #[arg(long, env = "PODNET_LOCALHOST_NODE_PORTS")]
+    localhost_node_ports: bool,
+
+    /// Give all connections to ClusterIPs the node's address as their source
+    #[arg(long, env = "PODNET_MASQUERADE_ALL")]
+    masquerade_all: bool,
 
     #[command(flatten)]
     kernel: Kernel,
@@ -176,7 +196,12 @@ impl Agent {
             kernel: self.kernel.settings(self.attach, capacity),
             pod_interfaces: self.pod_interfaces,
             node_interfaces: self.node_interfaces,
-            node,
+            proxy: ProxySettings {
+                node,
+                node_port_addresses: self.node_port_addresses,
+                localhost_node_ports: self.localhost_node_ports,
+                masquerade_all: self.masquerade_all,
+            },
             metrics_listen: self.metrics_listen.0,
             once: self.once,
         })

@@ -386,7 +386,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let (feed, mut events) = feed();
         let task = tokio::spawn(Files::open(directory.path()).unwrap().run(feed));
-        for _ in 0..4 {
+        for _ in 0..2 * Kind::ALL.len() {
             events.recv().await.unwrap();
         }
         // As an atomic writer does it.
@@ -408,7 +408,7 @@ mod tests {
         let path = directory.path().join("a.yaml");
         fs::write(&path, service("api", "10.96.0.1") + &service("web", "10.96.0.2")).unwrap();
         tokio::spawn(Files::open(directory.path()).unwrap().run(feed));
-        for _ in 0..6 {
+        for _ in 0..2 * Kind::ALL.len() + 2 {
             events.recv().await.unwrap();
         }
         let mut file = fs::File::create(&path).unwrap();

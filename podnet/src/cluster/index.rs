@@ -1,9 +1,15 @@
 //! The objects that exist, and which services an event concerns.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
+use std::net::IpAddr;
+
+use ipnet::IpNet;
 
 use super::Event;
+use super::node::{Node, NodeAddresses, ProxySettings, ServiceCidr};
 use super::object::{EndpointSlice, Key, Kind, Object, Service};
+use super::pod::Pod;
+use super::topology::Place;
 
 /// The objects of one kind.
 #[derive(Debug)]
@@ -13,11 +19,13 @@ struct Store<T> {
     unnamed: Option<HashSet<Key>>,
     /// Whether all of them have been listed at least once.
     listed: bool,
+    /// Whether that is so, or not to be hoped for.
+    settled: bool,
 }
 
 impl<T> Default for Store<T> {
     fn default() -> Self {
-        Self { objects: HashMap::new(), unnamed: None, listed: false }
+        Self { objects: HashMap::new(), unnamed: None, listed: false, settled: false }
     }
 }
 
@@ -29,6 +37,7 @@ impl<T: PartialEq> Store<T> {
     /// Ends a list; the keys of objects that were not in it.
     fn finish(&mut self) -> HashSet<Key> {
         self.listed = true;
+        self.settled = true;
         self.unnamed.take().unwrap_or_default()
     }
 
@@ -44,69 +53,126 @@ impl<T: PartialEq> Store<T> {
     }
 }
 
-/// The index: all objects of a source.
+/// The index: all objects of a source that concern this node.
 ///
-/// An event costs time in proportion to itself, not to what is indexed.
+/// An event costs time in proportion to itself, not to what is indexed; but for news of the node itself, which
+/// concern all services.
 #[derive(Debug, Default)]
 pub struct Index {
+    settings: ProxySettings,
     services: Store<Service>,
     slices: Store<EndpointSlice>,
+    nodes: Store<Node>,
+    pods: Store<Pod>,
+    cidrs: Store<ServiceCidr>,
     slices_of: HashMap<Key, BTreeSet<Key>>,
+    addresses: NodeAddresses,
     dirty: BTreeSet<Key>,
 }
 
 impl Index {
-    /// Takes an event in; whether the object that it names is new, changed or gone.
-    pub fn handle(&mut self, event: Event) -> bool {
+    /// An empty index of a node with these settings.
+    pub fn new(settings: ProxySettings) -> Self {
+        Self { settings, ..Self::default() }
+    }
+
+    /// Takes an event in.
+    pub fn handle(&mut self, event: Event) {
         match event {
             Event::Listing(Kind::Service) => self.services.begin(),
             Event::Listing(Kind::EndpointSlice) => self.slices.begin(),
+            Event::Listing(Kind::Node) => self.nodes.begin(),
+            Event::Listing(Kind::Pod) => self.pods.begin(),
+            Event::Listing(Kind::ServiceCidr) => self.cidrs.begin(),
             Event::Apply(Object::Service(service)) => {
                 let key = service.key.clone();
-                return self.services.insert(&key, service).is_some() && self.touch(key);
-            }
-            Event::Apply(Object::EndpointSlice(slice)) => return self.apply_slice(slice),
-            Event::Delete(Kind::Service, key) => return self.delete_service(key),
-            Event::Delete(Kind::EndpointSlice, key) => return self.delete_slice(&key),
-            Event::Listed(Kind::Service) => {
-                for key in self.services.finish() {
-                    self.delete_service(key);
+                if self.services.insert(&key, service).is_some() {
+                    self.dirty.insert(key);
                 }
             }
-            Event::Listed(Kind::EndpointSlice) => {
-                for key in self.slices.finish() {
-                    self.delete_slice(&key);
+            Event::Apply(Object::EndpointSlice(slice)) => self.apply_slice(slice),
+            Event::Apply(Object::Node(node)) => self.apply_node(node),
+            Event::Apply(Object::Pod(pod)) => self.apply_pod(pod),
+            Event::Apply(Object::ServiceCidr(cidr)) => {
+                let key = cidr.key.clone();
+                self.cidrs.insert(&key, cidr);
+            }
+            Event::Delete(kind, key) => self.delete(kind, key),
+            Event::Listed(kind) => {
+                let vanished = match kind {
+                    Kind::Service => self.services.finish(),
+                    Kind::EndpointSlice => self.slices.finish(),
+                    Kind::Node => self.nodes.finish(),
+                    Kind::Pod => self.pods.finish(),
+                    Kind::ServiceCidr => self.cidrs.finish(),
+                };
+                for key in vanished {
+                    self.delete(kind, key);
                 }
             }
+            Event::Refused(Kind::Service | Kind::EndpointSlice) => {}
+            Event::Refused(Kind::Node) => self.nodes.settled = true,
+            Event::Refused(Kind::Pod) => self.pods.settled = true,
+            Event::Refused(Kind::ServiceCidr) => self.cidrs.settled = true,
         }
-        false
     }
 
-    fn touch(&mut self, service: Key) -> bool {
-        self.dirty.insert(service);
-        true
-    }
-
-    fn apply_slice(&mut self, slice: EndpointSlice) -> bool {
+    fn apply_slice(&mut self, slice: EndpointSlice) {
         let (key, service) = (slice.key.clone(), slice.service.clone());
-        let Some(before) = self.slices.insert(&key, slice) else { return false };
+        let Some(before) = self.slices.insert(&key, slice) else { return };
         if let Some(before) = before
             && before.service != service
         {
             self.unlink(before.service, &key);
         }
         self.slices_of.entry(service.clone()).or_default().insert(key);
-        self.touch(service)
+        self.dirty.insert(service);
     }
 
-    fn delete_service(&mut self, key: Key) -> bool {
-        self.services.objects.remove(&key).is_some() && self.touch(key)
+    fn apply_node(&mut self, node: Node) {
+        if node.key != Key::global(&self.settings.node) {
+            return;
+        }
+        let (key, zone, primary) = (node.key.clone(), node.zone.clone(), node.primary.clone());
+        if let Some(before) = self.nodes.insert(&key, node) {
+            self.node_changed(before.and_then(|before| before.zone) != zone, primary);
+        }
     }
 
-    fn delete_slice(&mut self, key: &Key) -> bool {
-        let Some(slice) = self.slices.objects.remove(key) else { return false };
-        self.unlink(slice.service, key);
-        true
+    fn apply_pod(&mut self, pod: Pod) {
+        if *pod.node != *self.settings.node {
+            return self.delete(Kind::Pod, pod.key);
+        }
+        let key = pod.key.clone();
+        if self.pods.insert(&key, pod).is_some() {
+            self.dirty.insert(key);
+        }
+    }
+
+    fn delete(&mut self, kind: Kind, key: Key) {
+        match kind {
+            Kind::Service => {
+                if self.services.objects.remove(&key).is_some() {
+                    self.dirty.insert(key);
+                }
+            }
+            Kind::EndpointSlice => {
+                if let Some(slice) = self.slices.objects.remove(&key) {
+                    self.unlink(slice.service, &key);
+                }
+            }
+            Kind::Node => {
+                if let Some(node) = self.nodes.objects.remove(&key) {
+                    self.node_changed(node.zone.is_some(), Vec::new());
+                }
+            }
+            Kind::Pod => {
+                if self.pods.objects.remove(&key).is_some() {
+                    self.dirty.insert(key);
+                }
+            }
+            Kind::ServiceCidr => drop(self.cidrs.objects.remove(&key)),
+        }
     }
 
     fn unlink(&mut self, service: Key, slice: &Key) {
@@ -119,14 +185,69 @@ impl Index {
         self.dirty.insert(service);
     }
 
-    /// Whether all kinds have been listed: before that, what is missing may only be unknown.
-    pub fn synced(&self) -> bool {
-        self.services.listed && self.slices.listed
+    fn node_changed(&mut self, other_zone: bool, primary: Vec<IpAddr>) {
+        if other_zone {
+            self.dirty.extend(self.services.objects.keys().cloned());
+        }
+        if self.addresses.primary != primary {
+            self.addresses.primary = primary;
+            self.addresses_changed();
+        }
     }
 
-    /// The services that have changed since the last call.
+    /// Takes in the addresses of the node's interfaces.
+    pub fn set_local_addresses(&mut self, local: BTreeSet<IpAddr>) {
+        if self.addresses.local != local {
+            self.addresses.local = local;
+            self.addresses_changed();
+        }
+    }
+
+    fn addresses_changed(&mut self) {
+        let exposed = |service: &&Service| {
+            !service.source_ranges.is_empty() || service.ports.iter().any(|port| port.node_port.is_some())
+        };
+        let services = self.services.objects.values().filter(exposed).map(|service| &service.key);
+        self.dirty.extend(services.chain(self.pods.objects.keys()).cloned());
+    }
+
+    /// Whether all kinds have been listed: before that, what is missing may only be unknown. Only Services and
+    /// EndpointSlices are indispensable; the others may be refused.
+    pub fn synced(&self) -> bool {
+        let needed = self.services.listed && self.slices.listed;
+        needed && self.nodes.settled && self.pods.settled && self.cidrs.settled
+    }
+
+    /// The services, and the pods with ports on the node, that have changed since the last call.
     pub fn take_dirty(&mut self) -> BTreeSet<Key> {
         std::mem::take(&mut self.dirty)
+    }
+
+    /// The settings.
+    pub const fn settings(&self) -> &ProxySettings {
+        &self.settings
+    }
+
+    /// The addresses of this node.
+    pub const fn addresses(&self) -> &NodeAddresses {
+        &self.addresses
+    }
+
+    /// This node's object, if it is known.
+    pub fn node(&self) -> Option<&Node> {
+        self.nodes.objects.values().next()
+    }
+
+    /// Where this node is.
+    pub fn place(&self) -> Place<'_> {
+        let zone = self.node().and_then(|node| node.zone.as_deref());
+        Place { node: &self.settings.node, zone }
+    }
+
+    /// Whether load balancers may send this node new connections (KEP-3836). One whose object is unknown has
+    /// nothing against it.
+    pub fn node_is_eligible(&self) -> bool {
+        self.node().is_none_or(|node| !node.leaving)
     }
 
     /// All services.
@@ -134,15 +255,32 @@ impl Index {
         self.services.objects.values()
     }
 
+    /// The keys of all that has service ports: of services, and of pods with ports on this node.
+    pub fn keys(&self) -> impl Iterator<Item = &Key> {
+        self.services.objects.keys().chain(self.pods.objects.keys())
+    }
+
     /// A service.
     pub fn service(&self, key: &Key) -> Option<&Service> {
         self.services.objects.get(key)
+    }
+
+    /// A pod of this node that has ports on it.
+    pub fn pod(&self, key: &Key) -> Option<&Pod> {
+        self.pods.objects.get(key)
     }
 
     /// All slices of a service, in the order of their names.
     pub fn slices(&self, service: &Key) -> impl Iterator<Item = &EndpointSlice> {
         let keys = self.slices_of.get(service).into_iter().flatten();
         keys.filter_map(|key| self.slices.objects.get(key))
+    }
+
+    /// The networks that ClusterIPs are taken from, in the order of their objects' names.
+    pub fn service_cidrs(&self) -> Vec<IpNet> {
+        let mut objects: Vec<&ServiceCidr> = self.cidrs.objects.values().collect();
+        objects.sort_unstable_by(|a, b| a.key.cmp(&b.key));
+        objects.into_iter().flat_map(|object| &object.cidrs).copied().collect()
     }
 }
 
@@ -151,14 +289,39 @@ mod tests {
     use podnet_common::wire::Family;
 
     use super::*;
+    use crate::cluster::manifests;
+
+    /// The events of some manifests.
+    fn applied(text: &str) -> Vec<Event> {
+        manifests::parse(text).unwrap().into_iter().map(Event::Apply).collect()
+    }
 
     fn service(name: &str, ip: &str) -> Event {
-        Event::Apply(Object::Service(Service {
-            key: Key::new("ns", name),
-            created: None,
-            cluster_ips: vec![ip.parse().unwrap()],
-            ports: Vec::new(),
-        }))
+        with_spec(name, &format!("clusterIP: {ip}, ports: [{{port: 80}}]"))
+    }
+
+    fn with_spec(name: &str, spec: &str) -> Event {
+        let metadata = format!("{{name: {name}, namespace: ns}}");
+        applied(&format!("{{apiVersion: v1, kind: Service, metadata: {metadata}, spec: {{{spec}}}}}"))
+            .remove(0)
+    }
+
+    fn node(name: &str, zone: &str, ip: &str) -> Event {
+        applied(&format!(
+            "apiVersion: v1\nkind: Node\n\
+             metadata: {{name: {name}, labels: {{topology.kubernetes.io/zone: {zone}}}}}\n\
+             status: {{addresses: [{{type: InternalIP, address: {ip}}}]}}\n"
+        ))
+        .remove(0)
+    }
+
+    fn pod(name: &str, node: &str) -> Event {
+        applied(&format!(
+            "apiVersion: v1\nkind: Pod\nmetadata: {{name: {name}, namespace: ns}}\n\
+             spec: {{nodeName: {node}, containers: [{{name: a, ports: [{{containerPort: 1, hostPort: 2}}]}}]}}\n\
+             status: {{podIP: 10.0.0.1}}\n"
+        ))
+        .remove(0)
     }
 
     fn slice(name: &str, service: &str) -> Event {
@@ -179,7 +342,7 @@ mod tests {
     }
 
     fn listed() -> Index {
-        let mut index = Index::default();
+        let mut index = Index::new(ProxySettings { node: "here".to_owned(), ..ProxySettings::default() });
         let events = [
             Event::Listing(Kind::Service),
             service("a", "10.96.0.1"),
@@ -194,18 +357,81 @@ mod tests {
         index
     }
 
+    fn list(index: &mut Index, kind: Kind) {
+        index.handle(Event::Listing(kind));
+        index.handle(Event::Listed(kind));
+    }
+
     #[test]
-    fn synced_means_that_both_kinds_were_listed() {
+    fn synced_means_that_all_kinds_were_listed() {
         let mut index = Index::default();
-        index.handle(Event::Listing(Kind::Service));
-        index.handle(Event::Listed(Kind::Service));
-        assert!(!index.synced());
-        index.handle(Event::Listing(Kind::EndpointSlice));
-        assert!(!index.synced());
-        index.handle(Event::Listed(Kind::EndpointSlice));
+        for kind in Kind::ALL {
+            assert!(!index.synced(), "{kind:?}");
+            list(&mut index, kind);
+        }
         assert!(index.synced());
         index.handle(Event::Listing(Kind::Service));
         assert!(index.synced(), "what was known stays known while it is listed again");
+    }
+
+    #[test]
+    fn synced_needs_services_and_slices_and_does_without_the_others() {
+        let mut index = Index::default();
+        Kind::ALL.into_iter().for_each(|kind| index.handle(Event::Refused(kind)));
+        assert!(!index.synced());
+        list(&mut index, Kind::Service);
+        assert!(!index.synced());
+        list(&mut index, Kind::EndpointSlice);
+        assert!(index.synced());
+    }
+
+    #[test]
+    fn nodes_and_pods_of_others_are_none_of_ours() {
+        let mut index = listed();
+        assert_eq!(handle(&mut index, [node("there", "z", "192.0.2.2"), pod("p", "there")]), [""; 0]);
+        assert!(index.node().is_none() && index.keys().count() == 2);
+        assert_eq!(handle(&mut index, [pod("p", "here")]), ["pod:ns/p"]);
+        assert_eq!(handle(&mut index, [Event::Delete(Kind::Pod, Key::pod("ns", "p"))]), ["pod:ns/p"]);
+    }
+
+    #[test]
+    fn news_of_the_node_concern_whom_they_change() {
+        let mut index = listed();
+        let port = "clusterIP: 10.96.0.3, type: NodePort, ports: [{port: 80, nodePort: 30080}]";
+        let ranges = "clusterIP: 10.96.0.4, loadBalancerSourceRanges: [192.0.2.0/24], ports: [{port: 80}]";
+        handle(&mut index, [with_spec("port", port), with_spec("ranges", ranges), pod("p", "here")]);
+        let all = ["ns/a", "ns/b", "ns/port", "ns/ranges", "pod:ns/p"];
+        assert_eq!(handle(&mut index, [node("here", "z", "192.0.2.1")]), all);
+        assert_eq!(index.addresses().primary, ["192.0.2.1".parse::<IpAddr>().unwrap()]);
+        assert_eq!(index.place().zone, Some("z"));
+        assert_eq!(handle(&mut index, [node("here", "z", "192.0.2.1")]), [""; 0]);
+        assert_eq!(handle(&mut index, [node("here", "z", "192.0.2.3")]), all[2..]);
+        assert_eq!(handle(&mut index, [node("here", "y", "192.0.2.3")]), all[..4]);
+        index.set_local_addresses(["192.0.2.3".parse().unwrap()].into());
+        assert_eq!(handle(&mut index, []), all[2..]);
+        index.set_local_addresses(["192.0.2.3".parse().unwrap()].into());
+        assert_eq!(handle(&mut index, []), [""; 0]);
+        assert_eq!(handle(&mut index, [Event::Delete(Kind::Node, Key::global("here"))]), all);
+    }
+
+    #[test]
+    fn a_node_that_leaves_is_not_eligible() {
+        let mut index = listed();
+        assert!(index.node_is_eligible(), "nothing is known against it");
+        for (more, eligible) in [
+            ("", true),
+            ("spec: {taints: [{key: ToBeDeletedByClusterAutoscaler, effect: NoSchedule}]}", false),
+            ("spec: {taints: [{key: other, effect: NoSchedule}]}", true),
+        ] {
+            handle(
+                &mut index,
+                applied(&format!("apiVersion: v1\nkind: Node\nmetadata: {{name: here}}\n{more}")),
+            );
+            assert_eq!(index.node_is_eligible(), eligible, "{more}");
+        }
+        let deleted = "metadata: {name: here, deletionTimestamp: \"2026-01-01T00:00:00Z\"}";
+        handle(&mut index, applied(&format!("apiVersion: v1\nkind: Node\n{deleted}\n")));
+        assert!(!index.node_is_eligible());
     }
 
     #[test]

@@ -1,7 +1,8 @@
 //! Kubernetes objects in YAML (or JSON, which is YAML too).
 
-use k8s_openapi::api::core::v1::Service;
+use k8s_openapi::api::core::v1::{Node, Pod, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
+use k8s_openapi::api::networking::v1::ServiceCIDR;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use thiserror::Error;
@@ -78,7 +79,10 @@ impl Document<'_> {
         let TypeMeta { api_version, kind } = self.read()?;
         match (api_version.as_str(), kind.as_str()) {
             ("v1", "Service") => objects.extend(self.object::<Service>()?),
+            ("v1", "Node") => objects.extend(self.object::<Node>()?),
+            ("v1", "Pod") => objects.extend(self.object::<Pod>()?),
             ("discovery.k8s.io/v1", "EndpointSlice") => objects.extend(self.object::<EndpointSlice>()?),
+            ("networking.k8s.io/v1", "ServiceCIDR") => objects.extend(self.object::<ServiceCIDR>()?),
             (_, kind) if kind.ends_with("List") => {
                 for item in self.read::<List>()?.items {
                     self.item(item, objects)?;
@@ -95,8 +99,13 @@ impl Document<'_> {
         let text = |field: &str| item.get(field).and_then(serde_json::Value::as_str).unwrap_or_default();
         match (text("apiVersion"), text("kind")) {
             ("v1", "Service") => objects.extend(self.item_object::<Service>(item)?),
+            ("v1", "Node") => objects.extend(self.item_object::<Node>(item)?),
+            ("v1", "Pod") => objects.extend(self.item_object::<Pod>(item)?),
             ("discovery.k8s.io/v1", "EndpointSlice") => {
                 objects.extend(self.item_object::<EndpointSlice>(item)?);
+            }
+            ("networking.k8s.io/v1", "ServiceCIDR") => {
+                objects.extend(self.item_object::<ServiceCIDR>(item)?);
             }
             (version, kind) => debug!(version, kind, "a kind that podnet does not read"),
         }
@@ -161,7 +170,7 @@ spec:
     #[test]
     fn a_file_holds_any_number_of_documents() {
         let other = SERVICE.replace("web", "api");
-        let text = format!("# head\n---\n{SERVICE}--- # next\n{other}---\n# nothing\n---\nkind: Pod\n");
+        let text = format!("# head\n---\n{SERVICE}--- # next\n{other}---\n# nothing\n---\nkind: Secret\n");
         assert_eq!(keys(&text), ["shop/web", "shop/api"]);
         assert_eq!(keys(""), [""; 0]);
     }

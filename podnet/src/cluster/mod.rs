@@ -7,7 +7,10 @@ pub mod files;
 pub mod index;
 pub mod manifests;
 pub mod model;
+pub mod node;
 pub mod object;
+pub mod pod;
+pub mod topology;
 pub mod watch;
 
 use std::time::Instant;
@@ -27,6 +30,8 @@ pub enum Event {
     Delete(Kind, Key),
     /// All objects of a kind have been named: what has not been is gone.
     Listed(Kind),
+    /// The source does not give objects of a kind, for now at least: podnet may have to do without them.
+    Refused(Kind),
 }
 
 /// How many events may wait for the agent before a source has to.

@@ -1,13 +1,22 @@
-//! What a Service amounts to: its frontends and who serves them.
+//! What Services amount to on this node: their frontends, and who serves whom.
 
+use std::collections::BTreeSet;
+use std::net::IpAddr;
 use std::sync::Arc;
 
+use ipnet::IpNet;
+use podnet_common::network::{Network, SERVICE_NETWORKS, ServiceNetworks};
+use podnet_common::service::{BackendFlags, FrontendFlags, FrontendKey, FrontendKind};
 use podnet_common::wire::{Addr, Be16, Endpoint, Family, Protocol};
 
 use super::index::Index;
-use super::object::{EndpointSlice, Key, Port, Service};
+use super::node::{NodeAddresses, family_of, loopback};
+use super::object::{EndpointSlice, Key, Policy, Port, Service};
+use super::pod::{HostPort, Pod};
+use super::topology::{Candidate, Place, Wanted, categorize, merge};
 
-/// A port of a Service in one family.
+/// A port of a Service in one family, or what is like one: all other ports of a ClusterIP, a port of a pod on
+/// its node.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ServicePort {
     /// The port's name, empty if it has none.
@@ -19,220 +28,710 @@ pub struct ServicePort {
     /// When the Service was created: the older of two that claim the same frontend has it.
     pub created: Option<i64>,
     /// Where clients reach it.
-    pub frontends: Vec<Endpoint>,
-    /// Who takes new connections, sorted, each once.
-    pub endpoints: Vec<Endpoint>,
-    /// Who takes no new connections and goes on with those it has, sorted, each once.
-    pub draining: Vec<Endpoint>,
+    pub frontends: Vec<Frontend>,
+    /// Its endpoints, sorted, each once.
+    pub members: Vec<Member>,
+    /// For how many seconds a client stays with its endpoint; 0: each connection may go to another.
+    pub affinity: u32,
+    /// Who may use its frontends that are for certain sources only, sorted, each once.
+    pub sources: Vec<IpNet>,
 }
 
-/// Whether podnet routes a protocol.
-fn routed(protocol: Protocol) -> bool {
-    matches!(protocol, Protocol::TCP | Protocol::UDP)
+/// Where clients reach a service port.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Frontend {
+    /// Address, port and protocol.
+    pub key: FrontendKey,
+    /// What kind of address it is.
+    pub kind: FrontendKind,
+    /// Which sets of endpoints its clients get, and what else there is to know.
+    pub flags: FrontendFlags,
 }
 
-/// The ports of a Service that podnet does not route.
-pub fn unrouted(service: &Service) -> impl Iterator<Item = &Port> {
-    service.ports.iter().filter(|port| !routed(port.protocol))
+/// An endpoint of a service port.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Member {
+    /// Where it is.
+    pub endpoint: Endpoint,
+    /// What it may be used for.
+    pub flags: BackendFlags,
 }
 
-/// The ports of the Service `key`: none if there is no such Service.
+/// The ports of what has `key`: of a Service, or of a pod on this node. None if there is no such thing.
 pub fn service_ports(index: &Index, key: &Key) -> Vec<ServicePort> {
-    let Some(service) = index.service(key) else { return Vec::new() };
-    let slices: Vec<&EndpointSlice> = index.slices(key).collect();
+    match (index.service(key), index.pod(key)) {
+        (Some(service), _) => of_service(index, service),
+        (None, Some(pod)) => of_pod(index, pod),
+        (None, None) => Vec::new(),
+    }
+}
+
+/// The networks that ClusterIPs are taken from, as the kernel takes them: not more than
+/// [`SERVICE_NETWORKS`], and unassigned addresses of what is beyond them are routed like any others.
+pub fn service_networks(index: &Index) -> ServiceNetworks {
+    let mut networks = ServiceNetworks::default();
+    for (network, cidr) in networks.0.iter_mut().zip(index.service_cidrs()) {
+        *network = Network::new(cidr.addr().into(), cidr.prefix_len());
+    }
+    networks
+}
+
+/// How many of the networks that ClusterIPs are taken from the kernel does not take.
+pub fn service_networks_left_out(index: &Index) -> usize {
+    index.service_cidrs().len().saturating_sub(SERVICE_NETWORKS)
+}
+
+/// What load balancers ask a node for about a Service (`spec.healthCheckNodePort`).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HealthCheck {
+    /// The Service.
+    pub service: Key,
+    /// The port that they ask at.
+    pub port: u16,
+    /// How many endpoints of this node are ready; those that terminate are not.
+    pub local_endpoints: usize,
+}
+
+/// All health checks, in no particular order.
+pub fn health_check_ports(index: &Index) -> impl Iterator<Item = HealthCheck> {
+    index.services().filter_map(|service| {
+        let port = service.health_check_port?;
+        Some(HealthCheck {
+            service: service.key.clone(),
+            port,
+            local_endpoints: local_endpoints(index, service),
+        })
+    })
+}
+
+/// How many pods of this node are ready to serve: by the family that knows of more of them.
+fn local_endpoints(index: &Index, service: &Service) -> usize {
+    let here = index.place();
+    let of_family = |family| {
+        let slices = index.slices(&service.key).filter(|slice| slice.family == family);
+        let served = |slice: &&EndpointSlice| {
+            service.ports.iter().any(|port| slice.ports.iter().any(|target| target.name == port.name))
+        };
+        let endpoints = slices.filter(served).flat_map(|slice| &slice.endpoints);
+        let ready = endpoints.filter(|it| it.ready && is_here(it.node.as_deref(), here));
+        ready.map(|it| it.addr).collect::<BTreeSet<Addr>>().len()
+    };
+    of_family(Family::V4).max(of_family(Family::V6))
+}
+
+fn is_here(node: Option<&str>, here: Place<'_>) -> bool {
+    !here.node.is_empty() && node == Some(here.node)
+}
+
+fn of_service(index: &Index, service: &Service) -> Vec<ServicePort> {
+    let slices: Vec<&EndpointSlice> = index.slices(&service.key).collect();
     let mut ports = Vec::new();
-    for ip in &service.cluster_ips {
-        let addr = Addr::from(*ip);
-        for port in service.ports.iter().filter(|port| routed(port.protocol)) {
-            let (endpoints, draining) = endpoints(&slices, addr.family(), port);
+    for &cluster_ip in &service.cluster_ips {
+        let family = family_of(cluster_ip);
+        for port in &service.ports {
+            ports.push(of_port(index, service, &slices, cluster_ip, port));
+        }
+        if !service.ports.is_empty() {
+            let rest = Frontend {
+                key: FrontendKey::rest_of(cluster_ip.into()),
+                kind: FrontendKind::CLUSTER_IP,
+                flags: FrontendFlags::NONE,
+            };
             ports.push(ServicePort {
-                port: port.name.clone(),
-                protocol: port.protocol,
-                family: addr.family(),
+                port: "".into(),
+                protocol: rest.key.protocol(),
+                family,
                 created: service.created,
-                frontends: vec![Endpoint { addr, port: Be16::new(port.number) }],
-                endpoints,
-                draining,
+                frontends: vec![rest],
+                members: Vec::new(),
+                affinity: 0,
+                sources: Vec::new(),
             });
         }
     }
     ports
 }
 
-/// The Cluster set of a port (`CategorizeEndpoints` in kube-proxy's `topology.go`), and those endpoints
-/// outside of it that are still serving.
-///
-/// The set is all that are ready, or, if none is, all that are serving though they terminate (KEP-1669).
-/// An endpoint that is in two slices, as when it moves from one to the other, is what the better one of
-/// its two entries says.
-fn endpoints(slices: &[&EndpointSlice], family: Family, port: &Port) -> (Vec<Endpoint>, Vec<Endpoint>) {
-    let (mut ready, mut terminating, mut serving) = (Vec::new(), Vec::new(), Vec::new());
+/// A port of a Service in the family of `cluster_ip`.
+fn of_port(
+    index: &Index,
+    service: &Service,
+    slices: &[&EndpointSlice],
+    cluster_ip: IpAddr,
+    port: &Port,
+) -> ServicePort {
+    let family = family_of(cluster_ip);
+    let external = external(index, service, port, family);
+    let (internally, externally) =
+        (service.internal_policy == Policy::Local, service.external_policy == Policy::Local);
+    let wanted = Wanted {
+        cluster: !internally || !external.is_empty(),
+        local: internally || externally && !external.is_empty(),
+    };
+    let here = index.place();
+    let candidates = candidates(slices, family, port, here);
+    let categories = categorize(&candidates, here, wanted);
+
+    let mut inside = FrontendFlags::NONE;
+    if index.settings().masquerade_all {
+        inside = inside.with(FrontendFlags::MASQUERADE);
+    }
+    if internally {
+        inside = inside.with(FrontendFlags::INSIDE_LOCAL).with(FrontendFlags::OUTSIDE_LOCAL);
+    }
+    if internally && categories.anywhere {
+        inside = inside.with(FrontendFlags::INSIDE_DROP).with(FrontendFlags::OUTSIDE_DROP);
+    }
+    let mut outside = FrontendFlags::NONE;
+    if externally {
+        outside = outside.with(FrontendFlags::OUTSIDE_LOCAL);
+    }
+    if externally && categories.anywhere {
+        outside = outside.with(FrontendFlags::OUTSIDE_DROP);
+    }
+    let key = |ip: IpAddr, number| {
+        FrontendKey::new(Endpoint { addr: ip.into(), port: Be16::new(number) }, port.protocol)
+    };
+    let mut frontends =
+        vec![Frontend { key: key(cluster_ip, port.number), kind: FrontendKind::CLUSTER_IP, flags: inside }];
+    frontends.extend(external.into_iter().map(|(ip, number, kind, flags)| Frontend {
+        key: key(ip, number),
+        kind,
+        flags: outside.with(flags),
+    }));
+    let members = candidates.iter().zip(categories.flags);
+    ServicePort {
+        port: port.name.clone(),
+        protocol: port.protocol,
+        family,
+        created: service.created,
+        frontends,
+        members: members.map(|(it, flags)| Member { endpoint: it.at, flags }).collect(),
+        affinity: service.affinity,
+        sources: sources(index, service, family),
+    }
+}
+
+/// The addresses and ports at which a port of a Service is reached from outside.
+fn external(
+    index: &Index,
+    service: &Service,
+    port: &Port,
+    family: Family,
+) -> Vec<(IpAddr, u16, FrontendKind, FrontendFlags)> {
+    let none = FrontendFlags::NONE;
+    let of_family = |ips: &[IpAddr]| -> Vec<IpAddr> {
+        ips.iter().copied().filter(|ip| family_of(*ip) == family).collect()
+    };
+    let restricted = service.source_ranges.iter().any(|range| family_of(range.addr()) == family);
+    let balancer = if restricted { FrontendFlags::SOURCE_RANGES } else { none };
+    let balancers = of_family(&service.load_balancer_ips).into_iter();
+    let mut found: Vec<_> =
+        balancers.map(|ip| (ip, port.number, FrontendKind::LOAD_BALANCER, balancer)).collect();
+    let external = of_family(&service.external_ips).into_iter();
+    found.extend(external.map(|ip| (ip, port.number, FrontendKind::EXTERNAL_IP, none)));
+    if let Some(number) = port.node_port {
+        let settings = index.settings();
+        let nodes = index.addresses().of_node_ports(family, &settings.node_port_addresses);
+        found.extend(nodes.into_iter().map(|ip| (ip, number, FrontendKind::NODE_PORT, none)));
+        let loopback = NodeAddresses::of_loopback(family, settings);
+        found.extend(loopback.map(|ip| (ip, number, FrontendKind::NODE_PORT, FrontendFlags::LOOPBACK)));
+    }
+    found
+}
+
+/// Who may use a Service's load balancers in one family. Where a range holds the node, the balancers' own
+/// addresses are among them: some platforms give these to nodes, which then use them as their source.
+fn sources(index: &Index, service: &Service, family: Family) -> Vec<IpNet> {
+    let of_family = |ip: IpAddr| family_of(ip) == family;
+    let ranges = service.source_ranges.iter().copied().filter(|range| of_family(range.addr()));
+    let mut sources: Vec<IpNet> = ranges.collect();
+    if sources.iter().any(|range| index.addresses().any_primary_in(range)) {
+        let balancers = service.load_balancer_ips.iter().copied().filter(|ip| of_family(*ip));
+        sources.extend(balancers.map(IpNet::from));
+    }
+    sources.sort_unstable();
+    sources.dedup();
+    sources
+}
+
+/// The endpoints of a port, sorted, each once.
+fn candidates<'a>(
+    slices: &[&'a EndpointSlice],
+    family: Family,
+    port: &Port,
+    here: Place<'_>,
+) -> Vec<Candidate<'a>> {
+    let mut candidates = Vec::new();
     for slice in slices.iter().filter(|slice| slice.family == family) {
         for target in
             slice.ports.iter().filter(|target| target.name == port.name && target.protocol == port.protocol)
         {
-            for endpoint in &slice.endpoints {
-                let place = Endpoint { addr: endpoint.addr, port: Be16::new(target.number) };
-                if endpoint.ready {
-                    ready.push(place);
-                } else if endpoint.serving && endpoint.terminating {
-                    terminating.push(place);
-                }
-                if endpoint.serving {
-                    serving.push(place);
-                }
-            }
+            candidates.extend(slice.endpoints.iter().map(|endpoint| Candidate {
+                at: Endpoint { addr: endpoint.addr, port: Be16::new(target.number) },
+                local: is_here(endpoint.node.as_deref(), here),
+                ready: endpoint.ready,
+                serving: endpoint.serving,
+                terminating: endpoint.terminating,
+                hints: &endpoint.hints,
+            }));
         }
     }
-    let mut set = if ready.is_empty() { terminating } else { ready };
-    set.sort_unstable();
-    set.dedup();
-    serving.retain(|endpoint| set.binary_search(endpoint).is_err());
-    serving.sort_unstable();
-    serving.dedup();
-    (set, serving)
+    merge(&mut candidates);
+    candidates
+}
+
+/// The ports of a pod on its node.
+fn of_pod(index: &Index, pod: &Pod) -> Vec<ServicePort> {
+    let mut ports = Vec::new();
+    for &ip in &pod.ips {
+        for port in &pod.ports {
+            let frontends = host_addresses(index, port, family_of(ip));
+            if frontends.is_empty() {
+                continue;
+            }
+            let flags = [BackendFlags::SERVING, BackendFlags::LOCAL, BackendFlags::IN_CLUSTER];
+            let member = Member {
+                endpoint: Endpoint { addr: ip.into(), port: Be16::new(port.container) },
+                flags: flags.into_iter().fold(BackendFlags::PRESENT, BackendFlags::with),
+            };
+            let frontend = |ip: IpAddr| Frontend {
+                key: FrontendKey::new(
+                    Endpoint { addr: ip.into(), port: Be16::new(port.host) },
+                    port.protocol,
+                ),
+                kind: FrontendKind::HOST_PORT,
+                flags: if ip.is_loopback() { FrontendFlags::LOOPBACK } else { FrontendFlags::NONE },
+            };
+            ports.push(ServicePort {
+                port: match port.ip {
+                    Some(ip) => format!("{}@{ip}", port.host).into(),
+                    None => port.host.to_string().into(),
+                },
+                protocol: port.protocol,
+                family: family_of(ip),
+                created: pod.created,
+                frontends: frontends.into_iter().map(frontend).collect(),
+                members: vec![member],
+                affinity: 0,
+                sources: Vec::new(),
+            });
+        }
+    }
+    ports
+}
+
+/// The addresses of the node at which it has a pod's port. At the loopback address it has it in IPv4 only.
+fn host_addresses(index: &Index, port: &HostPort, family: Family) -> Vec<IpAddr> {
+    match port.ip {
+        Some(ip) if family_of(ip) != family => Vec::new(),
+        Some(ip) if !ip.is_unspecified() => vec![ip],
+        _ => {
+            let loopback = (family == Family::V4).then_some(loopback(family));
+            index.addresses().reachable(family).chain(loopback).collect()
+        }
+    }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::net::IpAddr;
-
     use super::*;
     use crate::cluster::Event;
-    use crate::cluster::object::{self, Object};
+    use crate::cluster::manifests;
+    use crate::cluster::node::ProxySettings;
 
-    const READY: (bool, bool, bool) = (true, true, false);
-    const TERMINATING: (bool, bool, bool) = (false, true, true);
-    const DEAD: (bool, bool, bool) = (false, false, true);
+    const READY: &str = "";
+    const TERMINATING: &str = "conditions: {ready: false, serving: true, terminating: true}";
+    const DEAD: &str = "conditions: {ready: false, serving: false, terminating: true}";
+    const IDLE: &str = "conditions: {ready: false, serving: true}";
+    const HERE: &str = "nodeName: here";
 
-    fn key() -> Key {
-        Key::new("shop", "web")
+    const IN_CLUSTER: BackendFlags = BackendFlags::IN_CLUSTER;
+    const IN_LOCAL: BackendFlags = BackendFlags::IN_LOCAL;
+
+    fn settings() -> ProxySettings {
+        ProxySettings { node: "here".to_owned(), ..ProxySettings::default() }
     }
 
-    fn port(name: &str, protocol: Protocol, number: u16) -> Port {
-        Port { name: name.into(), protocol, number }
-    }
-
-    fn place(ip: &str, port: u16) -> Endpoint {
-        Endpoint { addr: Addr::from(ip.parse::<IpAddr>().unwrap()), port: Be16::new(port) }
-    }
-
-    fn index(cluster_ips: &[&str], ports: &[Port]) -> Index {
-        let mut index = Index::default();
-        index.handle(Event::Apply(Object::Service(Service {
-            key: key(),
-            created: None,
-            cluster_ips: cluster_ips.iter().map(|ip| ip.parse().unwrap()).collect(),
-            ports: ports.to_vec(),
-        })));
+    /// An index of a node with addresses of both families and the Service `shop/web`.
+    fn index(settings: ProxySettings, spec: &str) -> Index {
+        let mut index = Index::new(settings);
+        let local = ["127.0.0.1", "::1", "192.0.2.1", "192.0.2.129", "2001:db8::1", "fe80::1"];
+        index.set_local_addresses(local.map(|ip| ip.parse().unwrap()).into());
+        apply(
+            &mut index,
+            "apiVersion: v1\nkind: Node\nmetadata: {name: here, labels: {topology.kubernetes.io/zone: z}}\n\
+             status: {addresses: [{type: InternalIP, address: 192.0.2.1},
+                                  {type: InternalIP, address: 2001:db8::1}]}\n",
+        );
+        service(&mut index, spec);
         index
     }
 
-    fn add(index: &mut Index, name: &str, ports: &[Port], endpoints: &[(&str, (bool, bool, bool))]) {
-        let endpoints: Vec<_> = endpoints
-            .iter()
-            .map(|&(ip, (ready, serving, terminating))| object::Endpoint {
-                addr: place(ip, 0).addr,
-                ready,
-                serving,
-                terminating,
-            })
-            .collect();
-        index.handle(Event::Apply(Object::EndpointSlice(EndpointSlice {
-            key: Key::new("shop", name),
-            service: key(),
-            family: endpoints.first().map_or(Family::V4, |endpoint| endpoint.addr.family()),
-            ports: ports.to_vec(),
-            endpoints,
-        })));
+    fn apply(index: &mut Index, text: &str) {
+        for object in manifests::parse(text).unwrap() {
+            index.handle(Event::Apply(object));
+        }
     }
 
-    fn only(index: &Index) -> ServicePort {
-        let mut ports = service_ports(index, &key());
-        assert_eq!(ports.len(), 1);
-        ports.remove(0)
+    fn service(index: &mut Index, spec: &str) {
+        let metadata = "{name: web, namespace: shop}";
+        apply(index, &format!("{{apiVersion: v1, kind: Service, metadata: {metadata}, {spec}}}"));
     }
+
+    /// A slice of `shop/web`, each endpoint by its address and what else there is of it.
+    fn slice(index: &mut Index, name: &str, ports: &str, endpoints: &[(&str, &str)]) {
+        let kind = if endpoints.iter().any(|(ip, _)| ip.contains(':')) { "IPv6" } else { "IPv4" };
+        let endpoints: Vec<String> =
+            endpoints.iter().map(|(ip, more)| format!("{{addresses: ['{ip}'], {more}}}")).collect();
+        apply(
+            index,
+            &format!(
+                "apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\naddressType: {kind}\nmetadata: \
+                 {{name: {name}, namespace: shop, labels: {{kubernetes.io/service-name: web}}}}\n\
+                 ports: [{ports}]\nendpoints: [{}]\n",
+                endpoints.join(", ")
+            ),
+        );
+    }
+
+    const PORT: &str = "{port: 80}";
+
+    fn ports(index: &Index) -> Vec<ServicePort> {
+        service_ports(index, &Key::new("shop", "web"))
+    }
+
+    /// The only port that is not all others.
+    fn only(index: &Index) -> ServicePort {
+        let mut found = ports(index);
+        found.retain(|port| port.protocol != Protocol(0));
+        assert_eq!(found.len(), 1, "{found:?}");
+        found.remove(0)
+    }
+
+    fn with(port: &ServicePort, flag: BackendFlags) -> Vec<String> {
+        let members = port.members.iter().filter(|member| member.flags.has(flag));
+        members.map(|member| std::net::SocketAddr::from(member.endpoint).to_string()).collect()
+    }
+
+    fn frontends(port: &ServicePort) -> Vec<String> {
+        let one = |frontend: &Frontend| {
+            let socket = std::net::SocketAddr::from(frontend.key.endpoint());
+            format!("{} {socket} {:?}", frontend.kind.name(), frontend.flags)
+        };
+        port.frontends.iter().map(one).collect()
+    }
+
+    const PLAIN: &str = "spec: {clusterIP: 10.96.0.1, ports: [{port: 80}]}";
 
     #[test]
     fn frontends_of_the_same_number_on_two_protocols_are_two() {
-        let ports = [port("dns", Protocol::UDP, 53), port("dns-tcp", Protocol::TCP, 53)];
-        let found = service_ports(&index(&["10.96.0.10"], &ports), &key());
-        assert_eq!(
-            found.iter().map(|port| port.protocol).collect::<Vec<_>>(),
-            [Protocol::UDP, Protocol::TCP]
-        );
-        assert!(found.iter().all(|port| port.frontends == [place("10.96.0.10", 53)]));
+        let spec = "spec: {clusterIP: 10.96.0.10, ports: [{name: dns, port: 53, protocol: UDP}, {name: dns-tcp, \
+                    port: 53}, {name: sctp, port: 53, protocol: SCTP}]}";
+        let found = ports(&index(settings(), spec));
+        let protocols: Vec<_> = found.iter().map(|port| port.protocol).collect();
+        assert_eq!(protocols, [Protocol::UDP, Protocol::TCP, Protocol(132), Protocol(0)]);
+        assert!(found[..3].iter().all(|port| frontends(port) == ["ClusterIP 10.96.0.10:53 {}"]));
+    }
+
+    #[test]
+    fn frontends_of_any_other_port_are_one_for_each_cluster_ip() {
+        let spec = "spec: {clusterIPs: [10.96.0.1, 'fd00::1'], externalIPs: [192.0.2.9], ports: [{port: 80}, \
+                    {name: b, port: 81}]}";
+        let found = ports(&index(settings(), spec));
+        let rest: Vec<_> = found.iter().filter(|port| port.protocol == Protocol(0)).collect();
+        let addresses: Vec<_> = rest.iter().map(|port| frontends(port)).collect();
+        assert_eq!(addresses, [["ClusterIP 10.96.0.1:0 {}"], ["ClusterIP [fd00::1]:0 {}"]]);
+        assert!(rest.iter().all(|port| port.members.is_empty()));
+        let none = ports(&index(settings(), "spec: {clusterIP: 10.96.0.1}"));
+        assert_eq!(none, [], "a Service without ports has nothing to refuse others by");
     }
 
     #[test]
     fn frontends_of_dual_stack_have_each_their_own_slices() {
-        let web = [port("http", Protocol::TCP, 80)];
-        let mut index = index(&["10.96.0.1", "fd00::1"], &web);
-        add(&mut index, "v4", &[port("http", Protocol::TCP, 8080)], &[("10.0.0.1", READY)]);
-        add(&mut index, "v6", &[port("http", Protocol::TCP, 8081)], &[("fd00::a", READY)]);
-        let found = service_ports(&index, &key());
-        assert_eq!(found[0].endpoints, [place("10.0.0.1", 8080)]);
-        assert_eq!(found[1].frontends, [place("fd00::1", 80)]);
-        assert_eq!(found[1].endpoints, [place("fd00::a", 8081)]);
+        let spec = "spec: {clusterIPs: [10.96.0.1, 'fd00::1'], ports: [{port: 80}]}";
+        let mut index = index(settings(), spec);
+        slice(&mut index, "v4", "{port: 8080}", &[("10.0.0.1", READY)]);
+        slice(&mut index, "v6", "{port: 8081}", &[("fd00::a", READY)]);
+        let found = ports(&index);
+        assert_eq!(with(&found[0], IN_CLUSTER), ["10.0.0.1:8080"]);
+        assert_eq!(frontends(&found[2]), ["ClusterIP [fd00::1]:80 {}"]);
+        assert_eq!(with(&found[2], IN_CLUSTER), ["[fd00::a]:8081"]);
+    }
+
+    #[test]
+    fn frontends_of_node_ports_are_at_the_primary_addresses() {
+        let spec = "spec: {type: NodePort, clusterIPs: [10.96.0.1, 'fd00::1'], ports: [{port: 80, nodePort: \
+                    30080}]}";
+        let found = ports(&index(settings(), spec));
+        assert_eq!(frontends(&found[0]), ["ClusterIP 10.96.0.1:80 {}", "NodePort 192.0.2.1:30080 {}"]);
+        assert_eq!(frontends(&found[2]), ["ClusterIP [fd00::1]:80 {}", "NodePort [2001:db8::1]:30080 {}"]);
+    }
+
+    #[test]
+    fn frontends_of_node_ports_are_where_the_settings_say() {
+        let spec = "spec: {type: NodePort, clusterIP: 10.96.0.1, ports: [{port: 80, nodePort: 30080}]}";
+        let at = |addresses: &str, localhost_node_ports| {
+            let node_port_addresses = addresses.parse().unwrap();
+            let settings = ProxySettings { node_port_addresses, localhost_node_ports, ..settings() };
+            frontends(&only(&index(settings, spec))).split_off(1)
+        };
+        let all = ["NodePort 192.0.2.1:30080 {}", "NodePort 192.0.2.129:30080 {}"];
+        let loopback = "NodePort 127.0.0.1:30080 {\"loopback\"}";
+        assert_eq!(at("0.0.0.0/0", false), all);
+        assert_eq!(at("192.0.2.128/25", false), all[1..]);
+        assert_eq!(at("2001:db8::/32", false), all, "a family without a network has all");
+        assert_eq!(at("primary", true), [all[0], loopback]);
+        assert_eq!(at("127.0.0.0/8,192.0.2.0/25", false), [all[0], loopback]);
+    }
+
+    #[test]
+    fn frontends_of_node_ports_without_a_node_are_at_all_addresses() {
+        let spec = "spec: {type: NodePort, clusterIP: 10.96.0.1, ports: [{port: 80, nodePort: 30080}]}";
+        let mut index = index(settings(), spec);
+        index.handle(Event::Delete(crate::cluster::object::Kind::Node, Key::global("here")));
+        assert_eq!(frontends(&only(&index)).len(), 3);
+    }
+
+    const BALANCED: &str = "spec: {type: LoadBalancer, clusterIP: 10.96.0.1, ports: [{port: 80, nodePort: 30080}], \
+                            externalIPs: [198.51.100.1, '2001:db8:1::1'], POLICY}, \
+                            status: {loadBalancer: {ingress: [{ip: 203.0.113.1}, {ip: '2001:db8:1::2'}]}}";
+
+    fn balanced(policy: &str) -> Index {
+        index(settings(), &BALANCED.replace("POLICY", policy))
+    }
+
+    #[test]
+    fn frontends_of_load_balancers_and_external_ips_are_of_the_services_families() {
+        assert_eq!(
+            frontends(&only(&balanced(""))),
+            [
+                "ClusterIP 10.96.0.1:80 {}",
+                "LoadBalancer 203.0.113.1:80 {}",
+                "externalIP 198.51.100.1:80 {}",
+                "NodePort 192.0.2.1:30080 {}",
+            ]
+        );
+    }
+
+    #[test]
+    fn source_ranges_are_of_load_balancers_only() {
+        let port = only(&balanced("loadBalancerSourceRanges: [198.51.100.0/24, 'fd00::/8']"));
+        let restricted: Vec<_> = port
+            .frontends
+            .iter()
+            .filter(|frontend| frontend.flags.has(FrontendFlags::SOURCE_RANGES))
+            .map(|frontend| frontend.kind)
+            .collect();
+        assert_eq!(restricted, [FrontendKind::LOAD_BALANCER]);
+        assert_eq!(port.sources, ["198.51.100.0/24".parse().unwrap()]);
+        let other = only(&balanced("loadBalancerSourceRanges: ['fd00::/8']"));
+        assert_eq!((other.sources.len(), other.frontends[1].flags), (0, FrontendFlags::NONE));
+    }
+
+    #[test]
+    fn source_ranges_that_hold_the_node_admit_the_load_balancer_itself() {
+        let port = only(&balanced("loadBalancerSourceRanges: [192.0.2.0/24]"));
+        let expected: [IpNet; 2] = ["192.0.2.0/24".parse().unwrap(), "203.0.113.1/32".parse().unwrap()];
+        assert_eq!(port.sources, expected);
+    }
+
+    #[test]
+    fn affinity_is_of_the_service_port() {
+        let spec = "spec: {clusterIP: 10.96.0.1, ports: [{port: 80}], sessionAffinity: ClientIP}";
+        let found = ports(&index(settings(), spec));
+        assert_eq!(found.iter().map(|port| port.affinity).collect::<Vec<_>>(), [10_800, 0]);
+    }
+
+    #[test]
+    fn masquerade_all_is_of_cluster_ips_only() {
+        let all = ProxySettings { masquerade_all: true, ..settings() };
+        let port = only(&index(all, &BALANCED.replace("POLICY", "")));
+        let masqueraded = |frontend: &Frontend| frontend.flags.has(FrontendFlags::MASQUERADE);
+        assert_eq!(port.frontends.iter().map(masqueraded).collect::<Vec<_>>(), [true, false, false, false]);
+    }
+
+    #[test]
+    fn policy_internal_local_serves_cluster_ips_by_this_node_only() {
+        let spec = "spec: {clusterIP: 10.96.0.1, ports: [{port: 80}], internalTrafficPolicy: Local}";
+        let mut index = index(settings(), spec);
+        let local = "ClusterIP 10.96.0.1:80 {\"inside-local\", \"outside-local\"}";
+        assert_eq!(frontends(&only(&index)), [local], "no endpoint anywhere is refused");
+        slice(&mut index, "a", PORT, &[("10.0.0.1", READY)]);
+        let dropped = local.replace('}', ", \"inside-drop\", \"outside-drop\"}");
+        assert_eq!(frontends(&only(&index)), [dropped], "none local is dropped");
+        slice(&mut index, "a", PORT, &[("10.0.0.1", READY), ("10.0.0.2", HERE)]);
+        let port = only(&index);
+        assert_eq!(with(&port, IN_LOCAL), ["10.0.0.2:80"]);
+        assert_eq!(with(&port, IN_CLUSTER), [""; 0], "nobody needs the Cluster set");
+    }
+
+    #[test]
+    fn policy_external_local_is_for_clients_outside() {
+        let mut index = balanced("externalTrafficPolicy: Local");
+        slice(&mut index, "a", PORT, &[("10.0.0.1", READY), ("10.0.0.2", HERE)]);
+        let port = only(&index);
+        let flags = "{\"outside-local\", \"outside-drop\"}";
+        assert_eq!(
+            frontends(&port),
+            [
+                "ClusterIP 10.96.0.1:80 {}".to_owned(),
+                format!("LoadBalancer 203.0.113.1:80 {flags}"),
+                format!("externalIP 198.51.100.1:80 {flags}"),
+                format!("NodePort 192.0.2.1:30080 {flags}"),
+            ]
+        );
+        assert_eq!(with(&port, IN_CLUSTER), ["10.0.0.1:80", "10.0.0.2:80"]);
+        assert_eq!(with(&port, IN_LOCAL), ["10.0.0.2:80"]);
+        slice(&mut index, "a", PORT, &[("10.0.0.1", DEAD)]);
+        let refused = frontends(&only(&index));
+        assert_eq!(refused[1], "LoadBalancer 203.0.113.1:80 {\"outside-local\"}", "none anywhere");
+    }
+
+    #[test]
+    fn policies_are_of_one_service_port_together() {
+        let mut index = balanced("internalTrafficPolicy: Local");
+        slice(&mut index, "a", PORT, &[("10.0.0.1", READY), ("10.0.0.2", HERE)]);
+        let port = only(&index);
+        assert_eq!(with(&port, IN_CLUSTER), ["10.0.0.1:80", "10.0.0.2:80"]);
+        assert_eq!(with(&port, IN_LOCAL), ["10.0.0.2:80"]);
+        assert_eq!(frontends(&port)[3], "NodePort 192.0.2.1:30080 {}");
     }
 
     #[test]
     fn objects_slices_of_one_service_are_merged_and_duplicates_kept_once() {
-        let web = [port("", Protocol::TCP, 80)];
-        let mut index = index(&["10.96.0.1"], &web);
-        add(&mut index, "a", &web, &[("10.0.0.2", READY), ("10.0.0.1", DEAD)]);
-        add(&mut index, "b", &web, &[("10.0.0.1", READY), ("10.0.0.2", READY)]);
+        let mut index = index(settings(), PLAIN);
+        slice(&mut index, "a", PORT, &[("10.0.0.2", READY), ("10.0.0.1", DEAD)]);
+        slice(&mut index, "b", PORT, &[("10.0.0.1", HERE), ("10.0.0.2", READY)]);
         let found = only(&index);
-        assert_eq!(found.endpoints, [place("10.0.0.1", 80), place("10.0.0.2", 80)]);
-        assert_eq!(found.draining, []);
+        assert_eq!(with(&found, IN_CLUSTER), ["10.0.0.1:80", "10.0.0.2:80"]);
+        assert_eq!(with(&found, BackendFlags::LOCAL), ["10.0.0.1:80"]);
+        assert_eq!(found.members.len(), 2);
     }
 
     #[test]
     fn objects_ports_match_by_name_and_protocol() {
-        let mut index = index(&["10.96.0.1"], &[port("x", Protocol::TCP, 80)]);
-        add(
+        let spec = "spec: {clusterIP: 10.96.0.1, ports: [{name: x, port: 80}]}";
+        let mut index = index(settings(), spec);
+        slice(
             &mut index,
             "a",
-            &[port("y", Protocol::TCP, 1), port("x", Protocol::UDP, 2)],
+            "{name: y, port: 1}, {name: x, port: 2, protocol: UDP}",
             &[("10.0.0.1", READY)],
         );
-        assert_eq!(only(&index).endpoints, []);
-        add(&mut index, "b", &[port("x", Protocol::TCP, 3)], &[("10.0.0.1", READY)]);
-        assert_eq!(only(&index).endpoints, [place("10.0.0.1", 3)]);
+        assert_eq!(only(&index).members, []);
+        slice(&mut index, "b", "{name: x, port: 3}", &[("10.0.0.1", READY)]);
+        assert_eq!(with(&only(&index), IN_CLUSTER), ["10.0.0.1:3"]);
     }
 
     #[test]
-    fn cluster_set_is_the_ready_endpoints_and_the_serving_ones_drain() {
-        let web = [port("", Protocol::TCP, 80)];
-        let mut index = index(&["10.96.0.1"], &web);
-        add(&mut index, "a", &web, &[("10.0.0.1", READY), ("10.0.0.2", TERMINATING), ("10.0.0.3", DEAD)]);
+    fn endpoints_outside_of_the_sets_stay_present() {
+        let mut index = index(settings(), PLAIN);
+        let all = [("10.0.0.1", READY), ("10.0.0.2", TERMINATING), ("10.0.0.3", DEAD), ("10.0.0.4", IDLE)];
+        slice(&mut index, "a", PORT, &all);
         let found = only(&index);
-        assert_eq!(found.endpoints, [place("10.0.0.1", 80)]);
-        assert_eq!(found.draining, [place("10.0.0.2", 80)]);
+        assert_eq!(with(&found, IN_CLUSTER), ["10.0.0.1:80"]);
+        assert_eq!(with(&found, BackendFlags::PRESENT).len(), 4);
+        assert_eq!(with(&found, BackendFlags::SERVING), ["10.0.0.1:80", "10.0.0.2:80", "10.0.0.4:80"]);
     }
 
     #[test]
-    fn cluster_set_falls_back_to_serving_and_terminating() {
-        let web = [port("", Protocol::TCP, 80)];
-        let mut index = index(&["10.96.0.1"], &web);
-        let idle = (false, true, false);
-        add(&mut index, "a", &web, &[("10.0.0.1", TERMINATING), ("10.0.0.2", DEAD), ("10.0.0.3", idle)]);
-        let found = only(&index);
-        assert_eq!(found.endpoints, [place("10.0.0.1", 80)]);
-        assert_eq!(found.draining, [place("10.0.0.3", 80)]);
+    fn endpoints_are_chosen_by_the_zone_of_the_node() {
+        let mut index = index(settings(), PLAIN);
+        let hint = |zone: &str| format!("hints: {{forZones: [{{name: {zone}}}]}}");
+        slice(&mut index, "a", PORT, &[("10.0.0.1", &hint("z")), ("10.0.0.2", &hint("y"))]);
+        assert_eq!(with(&only(&index), IN_CLUSTER), ["10.0.0.1:80"]);
     }
 
     #[test]
-    fn no_endpoint_anywhere_leaves_the_frontend() {
-        let found = only(&index(&["10.96.0.1"], &[port("", Protocol::TCP, 80)]));
-        assert_eq!((found.frontends.len(), found.endpoints.len()), (1, 0));
+    fn services_that_become_external_names_and_back_have_frontends_again() {
+        let mut index = index(settings(), PLAIN);
+        index.handle(Event::Delete(crate::cluster::object::Kind::Service, Key::new("shop", "web")));
+        assert_eq!(ports(&index), []);
+        service(&mut index, PLAIN);
+        assert_eq!(frontends(&only(&index)), ["ClusterIP 10.96.0.1:80 {}"]);
     }
 
     #[test]
-    fn frontends_of_sctp_are_not_routed() {
-        let index = index(&["10.96.0.1"], &[port("s", Protocol(132), 80), port("t", Protocol::TCP, 80)]);
-        assert_eq!(&*only(&index).port, "t");
-        let service = index.service(&key()).unwrap();
-        assert_eq!(unrouted(service).map(|port| &*port.name).collect::<Vec<_>>(), ["s"]);
+    fn health_checks_count_what_is_ready_here() {
+        let spec = "spec: {type: LoadBalancer, externalTrafficPolicy: Local, healthCheckNodePort: 31000, \
+                    clusterIPs: [10.96.0.1, 'fd00::1'], ports: [{port: 80}, {name: b, port: 81}]}";
+        let mut index = index(settings(), spec);
+        let both = "{port: 80}, {name: b, port: 81}";
+        let terminating = format!("{HERE}, {TERMINATING}");
+        slice(
+            &mut index,
+            "a",
+            both,
+            &[("10.0.0.1", HERE), ("10.0.0.2", READY), ("10.0.0.3", &terminating), ("10.0.0.4", HERE)],
+        );
+        slice(&mut index, "v6", both, &[("fd00::a", HERE), ("fd00::b", HERE)]);
+        let check = HealthCheck { service: Key::new("shop", "web"), port: 31000, local_endpoints: 2 };
+        assert_eq!(health_check_ports(&index).collect::<Vec<_>>(), [check]);
+    }
+
+    fn pod(ports: &str) -> Vec<ServicePort> {
+        let mut index = index(settings(), PLAIN);
+        apply(
+            &mut index,
+            &format!(
+                "apiVersion: v1\nkind: Pod\nmetadata: {{name: web, namespace: shop}}\n\
+                 spec: {{nodeName: here, containers: [{{name: a, ports: [{ports}]}}]}}\n\
+                 status: {{podIPs: [{{ip: 10.0.0.1}}, {{ip: 'fd00::a'}}]}}\n"
+            ),
+        );
+        service_ports(&index, &Key::pod("shop", "web"))
+    }
+
+    #[test]
+    fn host_port_is_at_all_addresses_of_the_node() {
+        let found = pod("{containerPort: 80, hostPort: 8080}");
+        assert_eq!(found.len(), 2);
+        assert_eq!(&*found[0].port, "8080");
+        assert_eq!(
+            frontends(&found[0]),
+            [
+                "hostPort 192.0.2.1:8080 {}",
+                "hostPort 192.0.2.129:8080 {}",
+                "hostPort 127.0.0.1:8080 {\"loopback\"}",
+            ]
+        );
+        assert_eq!(with(&found[0], IN_CLUSTER.with(BackendFlags::SERVING)), ["10.0.0.1:80"]);
+        assert_eq!(frontends(&found[1]), ["hostPort [2001:db8::1]:8080 {}"]);
+        assert_eq!(with(&found[1], IN_CLUSTER.with(BackendFlags::LOCAL)), ["[fd00::a]:80"]);
+    }
+
+    #[test]
+    fn host_port_may_be_at_one_address_or_one_family() {
+        let one = pod("{containerPort: 53, hostPort: 53, hostIP: 192.0.2.7, protocol: UDP}");
+        assert_eq!(one.len(), 1);
+        assert_eq!((&*one[0].port, one[0].protocol), ("53@192.0.2.7", Protocol::UDP));
+        assert_eq!(frontends(&one[0]), ["hostPort 192.0.2.7:53 {}"]);
+        let family = pod("{containerPort: 80, hostPort: 80, hostIP: '::'}");
+        assert_eq!(family.len(), 1);
+        assert_eq!(frontends(&family[0]), ["hostPort [2001:db8::1]:80 {}"]);
+        let loopback = pod("{containerPort: 80, hostPort: 80, hostIP: 127.0.0.1}");
+        assert_eq!(frontends(&loopback[0]), ["hostPort 127.0.0.1:80 {\"loopback\"}"]);
+    }
+
+    #[test]
+    fn service_networks_are_those_of_all_service_cidrs() {
+        let mut index = index(settings(), PLAIN);
+        assert_eq!(service_networks(&index), ServiceNetworks::default());
+        let cidr = |name: &str, cidrs: &str| {
+            format!(
+                "apiVersion: networking.k8s.io/v1\nkind: ServiceCIDR\nmetadata: {{name: {name}}}\n\
+                 spec: {{cidrs: [{cidrs}]}}\n---\n"
+            )
+        };
+        apply(
+            &mut index,
+            &(cidr("more", "10.97.0.0/24") + &cidr("kubernetes", "10.96.0.0/16, 'fd00:10::/112'")),
+        );
+        let networks = service_networks(&index);
+        let contains = |ip: &str| networks.contain(ip.parse::<IpAddr>().unwrap().into());
+        assert!(contains("10.96.255.1") && contains("10.97.0.1") && contains("fd00:10::1"));
+        assert!(!contains("10.97.1.1") && !contains("fd00:11::1"));
+        assert_eq!(service_networks_left_out(&index), 0);
     }
 }

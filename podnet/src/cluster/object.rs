@@ -7,11 +7,16 @@ use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use ipnet::IpNet;
 use k8s_openapi::api::core::v1 as core;
 use k8s_openapi::api::discovery::v1 as discovery;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use podnet_common::wire::{Addr, Family, Protocol};
 use thiserror::Error;
+use tracing::warn;
+
+use super::node::{Node, ServiceCidr};
+use super::pod::Pod;
 
 /// The label that hands a Service to the proxy it names (KEP-2447).
 const PROXY_NAME: &str = "service.kubernetes.io/service-proxy-name";
@@ -24,11 +29,20 @@ const SERVICE_NAME: &str = "kubernetes.io/service-name";
 
 /// The longest name of a namespace, a Service or a port: that of a DNS label (RFC 1123).
 const MAX_LABEL: usize = 63;
+/// The longest name of most other objects: that of a DNS subdomain.
+pub(super) const MAX_NAME: usize = 253;
 
 /// SCTP (RFC 9260).
 const SCTP: Protocol = Protocol(132);
 
-/// `namespace/name` of an object.
+/// How long a client stays with its endpoint where the Service does not say: the API server's default.
+const AFFINITY: u32 = 10_800;
+/// The longest time that the API server takes.
+const MAX_AFFINITY: u32 = 86_400;
+
+/// `namespace/name` of an object, or `name` of one that is in no namespace.
+///
+/// A Pod's has `pod:` before it, since a Pod may be called like a Service.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Key(Arc<str>);
 
@@ -36,6 +50,16 @@ impl Key {
     /// The key of `name` in `namespace`.
     pub fn new(namespace: &str, name: &str) -> Self {
         Self(format!("{namespace}/{name}").into())
+    }
+
+    /// The key of the Pod `name` in `namespace`.
+    pub fn pod(namespace: &str, name: &str) -> Self {
+        Self(format!("pod:{namespace}/{name}").into())
+    }
+
+    /// The key of `name`, which is in no namespace.
+    pub fn global(name: &str) -> Self {
+        Self(name.into())
     }
 }
 
@@ -58,17 +82,26 @@ pub enum Kind {
     Service,
     /// `discovery.k8s.io/v1` EndpointSlice.
     EndpointSlice,
+    /// `v1` Node.
+    Node,
+    /// `v1` Pod.
+    Pod,
+    /// `networking.k8s.io/v1` ServiceCIDR.
+    ServiceCidr,
 }
 
 impl Kind {
     /// All of them.
-    pub const ALL: [Self; 2] = [Self::Service, Self::EndpointSlice];
+    pub const ALL: [Self; 5] = [Self::Service, Self::EndpointSlice, Self::Node, Self::Pod, Self::ServiceCidr];
 
     /// The name in messages and metrics.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Service => "Service",
             Self::EndpointSlice => "EndpointSlice",
+            Self::Node => "Node",
+            Self::Pod => "Pod",
+            Self::ServiceCidr => "ServiceCIDR",
         }
     }
 }
@@ -80,6 +113,12 @@ pub enum Object {
     Service(Service),
     /// Some endpoints of a Service.
     EndpointSlice(EndpointSlice),
+    /// A Node.
+    Node(Node),
+    /// A Pod with ports on its node.
+    Pod(Pod),
+    /// A network that ClusterIPs are taken from.
+    ServiceCidr(ServiceCidr),
 }
 
 impl Object {
@@ -88,6 +127,9 @@ impl Object {
         match self {
             Self::Service(_) => Kind::Service,
             Self::EndpointSlice(_) => Kind::EndpointSlice,
+            Self::Node(_) => Kind::Node,
+            Self::Pod(_) => Kind::Pod,
+            Self::ServiceCidr(_) => Kind::ServiceCidr,
         }
     }
 
@@ -96,6 +138,9 @@ impl Object {
         match self {
             Self::Service(service) => &service.key,
             Self::EndpointSlice(slice) => &slice.key,
+            Self::Node(node) => &node.key,
+            Self::Pod(pod) => &pod.key,
+            Self::ServiceCidr(cidr) => &cidr.key,
         }
     }
 }
@@ -109,14 +154,70 @@ pub struct Service {
     pub created: Option<i64>,
     /// Its cluster IPs, one of each family at most.
     pub cluster_ips: Vec<IpAddr>,
+    /// Addresses outside of the cluster that its nodes serve.
+    pub external_ips: Vec<IpAddr>,
+    /// Addresses of load balancers that leave a packet's destination as it is.
+    pub load_balancer_ips: Vec<IpAddr>,
+    /// Who may use those addresses. In a family without a range everybody may.
+    pub source_ranges: Vec<IpNet>,
+    /// Who serves connections to cluster IPs.
+    pub internal_policy: Policy,
+    /// Who serves connections from outside to other addresses.
+    pub external_policy: Policy,
+    /// For how many seconds a client stays with its endpoint; 0: each connection may go to another.
+    pub affinity: u32,
+    /// Where load balancers ask whether this node has endpoints.
+    pub health_check_port: Option<u16>,
     /// Its ports.
     pub ports: Vec<Port>,
 }
 
-/// A port of a Service, or of a slice's endpoints.
+impl Service {
+    /// A Service that is reached at its cluster IPs only, and served from everywhere.
+    pub fn new(key: Key, cluster_ips: Vec<IpAddr>, ports: Vec<Port>) -> Self {
+        Self {
+            key,
+            created: None,
+            cluster_ips,
+            external_ips: Vec::new(),
+            load_balancer_ips: Vec::new(),
+            source_ranges: Vec::new(),
+            internal_policy: Policy::Cluster,
+            external_policy: Policy::Cluster,
+            affinity: 0,
+            health_check_port: None,
+            ports,
+        }
+    }
+}
+
+/// Whose endpoints serve connections.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Policy {
+    /// All nodes'.
+    #[default]
+    Cluster,
+    /// The node's that they arrive at.
+    Local,
+}
+
+/// A port of a Service.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Port {
-    /// Its name, empty if it has none. Slices name the port of the Service that theirs is for.
+    /// Its name, empty if it has none.
+    pub name: Arc<str>,
+    /// Its protocol.
+    pub protocol: Protocol,
+    /// Its number, not 0.
+    pub number: u16,
+    /// The number that it has on nodes, if it has one.
+    pub node_port: Option<u16>,
+}
+
+/// A port of a slice's endpoints.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TargetPort {
+    /// The name of the Service's port that it is for.
     pub name: Arc<str>,
     /// Its protocol.
     pub protocol: Protocol,
@@ -134,22 +235,42 @@ pub struct EndpointSlice {
     /// The family of the endpoints.
     pub family: Family,
     /// The ports that each endpoint has.
-    pub ports: Vec<Port>,
+    pub ports: Vec<TargetPort>,
     /// The endpoints.
     pub endpoints: Vec<Endpoint>,
 }
 
 /// An endpoint of a slice.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Endpoint {
     /// Where it is.
     pub addr: Addr,
+    /// The name of its node, if it is on one.
+    pub node: Option<Arc<str>>,
     /// Whether it takes new connections.
     pub ready: bool,
     /// Whether it answers, be it about to leave or not.
     pub serving: bool,
     /// Whether it is about to leave.
     pub terminating: bool,
+    /// For whom it is.
+    pub hints: Hints,
+}
+
+impl Endpoint {
+    /// An endpoint that is ready, on no node and for everybody.
+    pub fn new(addr: Addr) -> Self {
+        Self { addr, node: None, ready: true, serving: true, terminating: false, hints: Hints::default() }
+    }
+}
+
+/// For whom an endpoint is, by the controller that spreads a Service's clients; empty where it does not say.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Hints {
+    /// Clients on these nodes.
+    pub nodes: Box<[Arc<str>]>,
+    /// Clients in these zones.
+    pub zones: Box<[Arc<str>]>,
 }
 
 /// Why an object cannot be used.
@@ -213,19 +334,93 @@ impl Parse for core::Service {
         }
         let mut ports = Vec::new();
         for port in spec.ports.unwrap_or_default() {
-            let number = number(port.port).ok_or_else(|| {
-                invalid("spec.ports[].port", format!("{} is not between 1 and 65535", port.port))
-            })?;
+            let numbered = |field, port: i32| {
+                number(port).ok_or_else(|| invalid(field, format!("{port} is not between 1 and 65535")))
+            };
+            let node_port = port.node_port.filter(|&port| port != 0);
             ports.push(Port {
                 name: port_name(port.name).map_err(|reason| invalid("spec.ports[].name", reason))?,
                 protocol: protocol(port.protocol.as_deref())
                     .map_err(|reason| invalid("spec.ports[].protocol", reason))?,
-                number,
+                number: numbered("spec.ports[].port", port.port)?,
+                node_port: node_port.map(|port| numbered("spec.ports[].nodePort", port)).transpose()?,
             });
         }
-        let created = self.metadata.creation_timestamp.map(|time| time.0.as_second());
-        Ok(Some(Object::Service(Service { key, created, cluster_ips, ports })))
+        let kind = spec.type_.as_deref().unwrap_or("ClusterIP");
+        let external_ips = usable(&key, "spec.externalIPs", spec.external_ips.unwrap_or_default());
+        // Others have no say in connections from outside (`ExternallyAccessible` in pkg/api/v1/service).
+        let exposed = matches!(kind, "NodePort" | "LoadBalancer") || !external_ips.is_empty();
+        let external_policy = match spec.external_traffic_policy.as_deref() {
+            Some("Local") if exposed => Policy::Local,
+            _ => Policy::Cluster,
+        };
+        let internal_policy = match spec.internal_traffic_policy.as_deref() {
+            Some("Local") => Policy::Local,
+            _ => Policy::Cluster,
+        };
+        let checked = kind == "LoadBalancer" && external_policy == Policy::Local;
+        let ingress = self.status.and_then(|status| status.load_balancer?.ingress).unwrap_or_default();
+        let balancers = ingress.into_iter().filter(|one| one.ip_mode.as_deref().is_none_or(|it| it == "VIP"));
+        let affinity = (spec.session_affinity.as_deref() == Some("ClientIP")).then(|| {
+            let config = spec.session_affinity_config.and_then(|config| config.client_ip?.timeout_seconds);
+            config.and_then(|seconds| u32::try_from(seconds).ok()).filter(|&seconds| seconds > 0)
+        });
+        Ok(Some(Object::Service(Service {
+            created: created(&self.metadata),
+            cluster_ips,
+            load_balancer_ips: usable(
+                &key,
+                "status.loadBalancer.ingress[].ip",
+                balancers.filter_map(|one| one.ip).filter(|ip| !ip.is_empty()),
+            ),
+            external_ips,
+            source_ranges: source_ranges(&key, spec.load_balancer_source_ranges.unwrap_or_default()),
+            internal_policy,
+            external_policy,
+            affinity: affinity.map_or(0, |seconds| seconds.unwrap_or(AFFINITY).min(MAX_AFFINITY)),
+            health_check_port: spec.health_check_node_port.and_then(number).filter(|_| checked),
+            ports,
+            key,
+        })))
     }
+}
+
+/// The addresses of a list; what is none is reported and left out, as kube-proxy does.
+fn usable(key: &Key, field: &'static str, texts: impl IntoIterator<Item = String>) -> Vec<IpAddr> {
+    let parse = |text: String| {
+        let ip = text.parse::<IpAddr>().map(|ip| ip.to_canonical());
+        ip.inspect_err(|_| warn!(service = %key, field, "{text:?} is not an IP, and ignored")).ok()
+    };
+    texts.into_iter().filter_map(parse).collect()
+}
+
+/// The source ranges: the API server lets spaces and worse pass, which kube-proxy trims and leaves out. A range
+/// of all addresses of a family is as good as none of that family.
+fn source_ranges(key: &Key, texts: Vec<String>) -> Vec<IpNet> {
+    let parse = |text: String| {
+        let range = text.trim().parse::<IpNet>().ok().filter(|range| is_of_one_family(*range));
+        if range.is_none() {
+            let field = "spec.loadBalancerSourceRanges";
+            warn!(service = %key, field, "{text:?} is not a range of addresses, and ignored");
+        }
+        range.map(|range| range.trunc())
+    };
+    let mut ranges: Vec<IpNet> = texts.into_iter().filter_map(parse).collect();
+    for all in ranges.clone().iter().filter(|range| range.prefix_len() == 0) {
+        ranges.retain(|range| range.addr().is_ipv4() != all.addr().is_ipv4());
+    }
+    ranges.sort_unstable();
+    ranges.dedup();
+    ranges
+}
+
+/// Whether a range holds no IPv4 addresses in IPv6's form: podnet takes these for IPv4's.
+fn is_of_one_family(range: IpNet) -> bool {
+    !matches!(range, IpNet::V6(v6) if v6.addr().to_ipv4_mapped().is_some())
+}
+
+pub(super) fn created(metadata: &ObjectMeta) -> Option<i64> {
+    metadata.creation_timestamp.as_ref().map(|time| time.0.as_second())
 }
 
 impl Parse for discovery::EndpointSlice {
@@ -233,7 +428,7 @@ impl Parse for discovery::EndpointSlice {
 
     fn key(&self) -> Result<Key, Invalid> {
         // A subdomain name: the controller appends to the Service's.
-        key(Self::KIND, &self.metadata, 253)
+        key(Self::KIND, &self.metadata, MAX_NAME)
     }
 
     fn parse(self) -> Result<Option<Object>, Invalid> {
@@ -257,7 +452,7 @@ impl Parse for discovery::EndpointSlice {
         for port in self.ports.unwrap_or_default() {
             // No number means "any", which a Service cannot use.
             let Some(number) = port.port.and_then(number) else { continue };
-            ports.push(Port {
+            ports.push(TargetPort {
                 name: port_name(port.name).map_err(|reason| invalid("ports[].name", reason))?,
                 protocol: protocol(port.protocol.as_deref())
                     .map_err(|reason| invalid("ports[].protocol", reason))?,
@@ -273,8 +468,15 @@ impl Parse for discovery::EndpointSlice {
                 invalid("endpoints[].addresses", format!("{text:?} is not an {} address", self.address_type))
             })?;
             let conditions = endpoint.conditions.unwrap_or_default();
+            let hints = endpoint.hints.unwrap_or_default();
+            let (nodes, zones) = (hints.for_nodes.unwrap_or_default(), hints.for_zones.unwrap_or_default());
             endpoints.push(Endpoint {
                 addr,
+                node: endpoint.node_name.map(Arc::from),
+                hints: Hints {
+                    nodes: nodes.into_iter().map(|node| node.name.into()).collect(),
+                    zones: zones.into_iter().map(|zone| zone.name.into()).collect(),
+                },
                 ready: conditions.ready.unwrap_or(true),
                 serving: conditions.serving.unwrap_or(true),
                 terminating: conditions.terminating.unwrap_or(false),
@@ -289,15 +491,21 @@ fn into_vec<T>(list: impl Into<Option<Vec<T>>>) -> Vec<T> {
     list.into().unwrap_or_default()
 }
 
-fn invalid(kind: Kind, key: &Key, field: &'static str, reason: String) -> Invalid {
+pub(super) fn invalid(kind: Kind, key: &Key, field: &'static str, reason: String) -> Invalid {
     Invalid { kind: kind.name(), key: key.to_string(), field, reason }
 }
 
-fn namespace(metadata: &ObjectMeta) -> &str {
+pub(super) fn namespace(metadata: &ObjectMeta) -> &str {
     metadata.namespace.as_deref().unwrap_or("default")
 }
 
 fn key(kind: Kind, metadata: &ObjectMeta, max_name: usize) -> Result<Key, Invalid> {
+    let (namespace, name) = names(kind, metadata, max_name)?;
+    Ok(Key::new(namespace, name))
+}
+
+/// The namespace and the name of an object, both as Kubernetes would take them.
+pub(super) fn names(kind: Kind, metadata: &ObjectMeta, max_name: usize) -> Result<(&str, &str), Invalid> {
     let (namespace, name) = (namespace(metadata), metadata.name.as_deref().unwrap_or_default());
     let check = |field, text: &str, max| {
         let reason = match text.len() {
@@ -310,15 +518,15 @@ fn key(kind: Kind, metadata: &ObjectMeta, max_name: usize) -> Result<Key, Invali
     };
     check("metadata.namespace", namespace, MAX_LABEL)?;
     check("metadata.name", name, max_name)?;
-    Ok(Key::new(namespace, name))
+    Ok((namespace, name))
 }
 
-fn label<'a>(metadata: &'a ObjectMeta, name: &str) -> Option<&'a str> {
+pub(super) fn label<'a>(metadata: &'a ObjectMeta, name: &str) -> Option<&'a str> {
     let labels: &BTreeMap<String, String> = metadata.labels.as_ref()?;
     labels.get(name).map(String::as_str)
 }
 
-fn number(port: i32) -> Option<u16> {
+pub(super) fn number(port: i32) -> Option<u16> {
     u16::try_from(port).ok().filter(|&number| number != 0)
 }
 
@@ -330,7 +538,7 @@ fn port_name(name: Option<String>) -> Result<Arc<str>, String> {
     Ok(name.into())
 }
 
-fn protocol(name: Option<&str>) -> Result<Protocol, String> {
+pub(super) fn protocol(name: Option<&str>) -> Result<Protocol, String> {
     match name {
         None | Some("" | "TCP") => Ok(Protocol::TCP),
         Some("UDP") => Ok(Protocol::UDP),
@@ -367,6 +575,115 @@ mod tests {
         assert_eq!(service.cluster_ips.len(), 2);
         assert_eq!(service.ports[0].protocol, Protocol::UDP);
         assert_eq!((&*service.ports[1].name, service.ports[1].protocol), ("", Protocol::TCP));
+    }
+
+    /// A Service with more in its spec and its status.
+    fn exposed(spec: serde_json::Value, status: serde_json::Value) -> Service {
+        let mut whole = json!({"clusterIP": "10.96.0.1", "ports": [{"port": 80, "nodePort": 30080}]});
+        whole.as_object_mut().unwrap().extend(spec.as_object().unwrap().clone());
+        match service(json!({"metadata": {"name": "web"}, "spec": whole, "status": status})) {
+            Ok(Some(Object::Service(service))) => service,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn ips(texts: &[&str]) -> Vec<IpAddr> {
+        texts.iter().map(|text| text.parse().unwrap()).collect()
+    }
+
+    #[test]
+    fn load_balancers_that_are_proxies_or_names_are_left_out() {
+        let ingress = json!([
+            {"ip": "192.0.2.1"},
+            {"ip": "192.0.2.2", "ipMode": "VIP"},
+            {"ip": "192.0.2.3", "ipMode": "Proxy"},
+            {"hostname": "lb.example.com"},
+        ]);
+        let found = exposed(json!({"type": "LoadBalancer"}), json!({"loadBalancer": {"ingress": ingress}}));
+        assert_eq!(found.load_balancer_ips, ips(&["192.0.2.1", "192.0.2.2"]));
+        assert_eq!(found.ports[0].node_port, Some(30080));
+        let ports = json!({"type": "LoadBalancer", "allocateLoadBalancerNodePorts": false,
+                           "ports": [{"port": 80}]});
+        assert_eq!(exposed(ports, json!({})).ports[0].node_port, None);
+    }
+
+    #[test]
+    fn source_ranges_are_trimmed_and_ill_ones_ignored() {
+        let ranges = |list: serde_json::Value| -> Vec<String> {
+            let found = exposed(json!({"loadBalancerSourceRanges": list}), json!({})).source_ranges;
+            found.iter().map(IpNet::to_string).collect()
+        };
+        assert_eq!(
+            ranges(json!([" 192.0.2.7/24\t", "2001:db8::/32", "nobody", "192.0.2.0/33", "192.0.2.0/24"])),
+            ["192.0.2.0/24", "2001:db8::/32"]
+        );
+        assert_eq!(
+            ranges(json!(["10.0.0.0/8", "0.0.0.0/0", "fd00::/8"])),
+            ["fd00::/8"],
+            "all of IPv4 is none"
+        );
+        assert_eq!(ranges(json!(["::ffff:10.0.0.0/104"])), [""; 0]);
+    }
+
+    #[test]
+    fn external_ips_that_are_none_are_ignored() {
+        let found = exposed(json!({"externalIPs": ["192.0.2.9", "nobody", "2001:db8::9"]}), json!({}));
+        assert_eq!(found.external_ips, ips(&["192.0.2.9", "2001:db8::9"]));
+    }
+
+    #[test]
+    fn policies_are_cluster_unless_they_are_local_and_matter() {
+        let policies = |spec| {
+            let found = exposed(spec, json!({}));
+            (found.internal_policy, found.external_policy)
+        };
+        let local = |kind: &str| json!({"type": kind, "externalTrafficPolicy": "Local"});
+        assert_eq!(policies(json!({})), (Policy::Cluster, Policy::Cluster));
+        assert_eq!(policies(local("NodePort")).1, Policy::Local);
+        assert_eq!(policies(local("LoadBalancer")).1, Policy::Local);
+        assert_eq!(policies(local("ClusterIP")).1, Policy::Cluster, "it is not reached from outside");
+        assert_eq!(policies(json!({"internalTrafficPolicy": "Local"})).0, Policy::Local);
+        let external = json!({"externalTrafficPolicy": "Local", "externalIPs": ["192.0.2.9"]});
+        assert_eq!(policies(external).1, Policy::Local);
+    }
+
+    #[test]
+    fn affinity_lasts_three_hours_unless_the_service_says_otherwise() {
+        let affinity = |spec| exposed(spec, json!({})).affinity;
+        assert_eq!(affinity(json!({})), 0);
+        assert_eq!(affinity(json!({"sessionAffinity": "None"})), 0);
+        assert_eq!(affinity(json!({"sessionAffinity": "ClientIP"})), 10_800);
+        let of = |seconds| {
+            json!({"sessionAffinity": "ClientIP",
+                   "sessionAffinityConfig": {"clientIP": {"timeoutSeconds": seconds}}})
+        };
+        assert_eq!(affinity(of(5)), 5);
+        assert_eq!(affinity(of(1_000_000)), 86_400);
+    }
+
+    #[test]
+    fn health_checks_are_of_load_balancers_with_the_local_policy() {
+        let port = |kind: &str, policy: &str| {
+            let spec = json!({"type": kind, "externalTrafficPolicy": policy, "healthCheckNodePort": 31000});
+            exposed(spec, json!({})).health_check_port
+        };
+        assert_eq!(port("LoadBalancer", "Local"), Some(31000));
+        assert_eq!(port("LoadBalancer", "Cluster"), None);
+        assert_eq!(port("NodePort", "Local"), None);
+    }
+
+    #[test]
+    fn endpoints_keep_their_node_and_hints() {
+        let parsed = slice(json!({
+            "metadata": {"name": "web-1", "labels": {SERVICE_NAME: "web"}},
+            "addressType": "IPv4",
+            "endpoints": [{"addresses": ["10.0.0.1"], "nodeName": "a", "hints": {
+                "forZones": [{"name": "y"}, {"name": "z"}], "forNodes": [{"name": "a"}]}}],
+        }));
+        let Ok(Some(Object::EndpointSlice(slice))) = parsed else { panic!("{parsed:?}") };
+        assert_eq!(slice.endpoints[0].node.as_deref(), Some("a"));
+        assert_eq!(slice.endpoints[0].hints.zones, ["y".into(), "z".into()].into());
+        assert_eq!(slice.endpoints[0].hints.nodes, ["a".into()].into());
     }
 
     #[test]
@@ -407,7 +724,7 @@ mod tests {
         assert_eq!(slice.service, Key::new("default", "web"));
         assert_eq!(slice.ports.len(), 1, "ports without a number are ignored");
         let addr = Addr::from("10.0.0.1".parse::<IpAddr>().unwrap());
-        assert_eq!(slice.endpoints, [Endpoint { addr, ready: true, serving: true, terminating: false }]);
+        assert_eq!(slice.endpoints, [Endpoint::new(addr)]);
     }
 
     #[test]

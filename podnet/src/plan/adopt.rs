@@ -2,14 +2,16 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
-use podnet_common::service::{Backend, BackendId, Frontend, FrontendKey, ServiceId, SlotRange};
+use podnet_common::service::{
+    Backend, BackendFlags, BackendId, Frontend, FrontendFlags, FrontendKey, ServiceId, SlotRange,
+};
 
 use super::frontends::Frontends;
-use super::ledger::{Ledger, Member, Port};
+use super::ledger::{Ledger, Member, Port, Slotted, count, distinct, slots_of};
 use super::name::PortName;
 use super::places::Places;
 use super::slots::Slots;
-use crate::changes::{Capacity, Snapshot};
+use crate::changes::{Capacity, Snapshot, SourceRange};
 
 impl Ledger {
     /// A ledger of tables of `capacity` that hold `snapshot`.
@@ -33,21 +35,8 @@ impl Ledger {
         ledger.last_id = remains.last_id(snapshot);
         let mut adopted = HashSet::new();
         for (&id, frontends) in &remains.frontends {
-            let mut ranges: Vec<SlotRange> = frontends.iter().map(|(_, frontend)| range(frontend)).collect();
-            ranges.dedup();
-            // Frontends on their way from one range to the next are as good on either.
-            let mut ranges = ranges.into_iter().filter(|range| ledger.slots.reserve(*range));
-            let current = ranges.next();
-            let on_the_way: Vec<SlotRange> = ranges.collect();
-            on_the_way.into_iter().for_each(|range| ledger.slots.retire(range));
-            if let Some(range) = current {
-                // There may be no room for what is desired, and then all of them stay on this one.
-                for (key, frontend) in frontends.iter().filter(|(_, frontend)| self::range(frontend) != range)
-                {
-                    ledger.frontends.set(*key, frontend.with_slots(range, range));
-                }
-            }
-            let port = remains.port(id, current.unwrap_or_default());
+            let slots = ledger.adopt_slots(frontends);
+            let port = remains.port(id, slots.map(|range| remains.slotted(range)));
             let service = remains.names.get(&id).map(|name| name.service.clone());
             match (service, port) {
                 (Some(service), Some(port)) if adopted.insert((service.clone(), identity(&port))) => {
@@ -56,24 +45,56 @@ impl Ledger {
                 }
                 _ => {
                     frontends.iter().for_each(|(key, _)| ledger.frontends.unset(key));
-                    ledger.slots.retire(current.unwrap_or_default());
+                    distinct(slots).into_iter().for_each(|range| ledger.slots.retire(range));
                 }
             }
         }
+        ledger.sources = count(snapshot.sources.len());
         ledger.drop_orphans(&remains, snapshot);
         ledger
+    }
+
+    /// Takes over the slots of a service port with these frontends: a range for each set of endpoints.
+    ///
+    /// Frontends on their way from one range to the next are as good on either, and all are led to the first
+    /// of them: there may be no room for what is desired, and then they stay on it.
+    fn adopt_slots(&mut self, frontends: &[(FrontendKey, Frontend)]) -> [SlotRange; 2] {
+        let mut found = [Vec::new(), Vec::new()];
+        for (_, frontend) in frontends {
+            let local = [FrontendFlags::INSIDE_LOCAL, FrontendFlags::OUTSIDE_LOCAL];
+            for (range, local) in frontend.ranges().into_iter().zip(local) {
+                if range.count > 0 {
+                    found[usize::from(frontend.flags.has(local))].push(range);
+                }
+            }
+        }
+        let mut all: Vec<SlotRange> = found.iter().flatten().copied().collect();
+        all.sort_unstable();
+        all.dedup();
+        all.retain(|range| self.slots.reserve(*range));
+        let current = found.map(|set| set.into_iter().filter(|range| all.contains(range)).min());
+        let current = current.map(Option::unwrap_or_default);
+        all.iter().filter(|range| !current.contains(range)).for_each(|range| self.slots.retire(*range));
+        for (key, frontend) in frontends {
+            let (inside, outside) = slots_of(current, frontend.flags);
+            self.frontends.set(*key, frontend.with_slots(inside, outside));
+        }
+        current
     }
 
     fn drop_orphans(&mut self, remains: &Remains<'_>, snapshot: &Snapshot) {
         let kept: HashSet<BackendId> =
             self.services.values().flatten().flat_map(|port| &port.members).map(|member| member.id).collect();
         for (&id, backend) in remains.backends {
-            if backend.serving() && !kept.contains(&id) {
-                self.leave(backend.service, &Member { endpoint: backend.endpoint(), id, slotted: false });
+            if is_present(backend) && !kept.contains(&id) {
+                let member = Member { endpoint: backend.endpoint(), id, flags: backend.flags };
+                self.leave(backend.service, &member);
             }
         }
         let names = snapshot.names.iter().map(|(id, _)| *id);
         self.changes.removed_names.extend(names.filter(|id| !self.owners.contains_key(id)));
+        let sources = snapshot.sources.iter().filter(|range| !self.owners.contains_key(&range.service));
+        self.changes.removed_sources.extend(sources);
     }
 }
 
@@ -82,8 +103,9 @@ fn identity(port: &Port) -> (String, u8, podnet_common::wire::Family) {
     (port.name.to_string(), port.protocol.0, port.family)
 }
 
-fn range(frontend: &Frontend) -> SlotRange {
-    if frontend.inside.count == 0 { SlotRange::default() } else { frontend.inside }
+/// Whether the kernel takes a place for a backend's.
+pub(super) const fn is_present(backend: &Backend) -> bool {
+    backend.flags.has(BackendFlags::PRESENT)
 }
 
 /// A snapshot, by service port.
@@ -92,7 +114,8 @@ struct Remains<'a> {
     names: HashMap<ServiceId, PortName>,
     slots: HashMap<u32, BackendId>,
     backends: &'a HashMap<BackendId, Backend>,
-    serving: HashMap<ServiceId, Vec<BackendId>>,
+    present: HashMap<ServiceId, Vec<BackendId>>,
+    sources: HashMap<ServiceId, Vec<SourceRange>>,
 }
 
 impl<'a> Remains<'a> {
@@ -101,25 +124,35 @@ impl<'a> Remains<'a> {
         for (key, frontend) in &snapshot.frontends {
             frontends.entry(frontend.service).or_default().push((*key, *frontend));
         }
-        frontends
-            .values_mut()
-            .for_each(|list| list.sort_unstable_by_key(|(key, frontend)| (frontend.inside, *key)));
-        let mut serving: HashMap<_, Vec<_>> = HashMap::new();
-        for (id, backend) in backends.iter().filter(|(_, backend)| backend.serving()) {
-            serving.entry(backend.service).or_default().push(*id);
+        frontends.values_mut().for_each(|list| list.sort_unstable_by_key(|(key, _)| *key));
+        let mut present: HashMap<_, Vec<_>> = HashMap::new();
+        for (id, backend) in backends.iter().filter(|(_, backend)| is_present(backend)) {
+            present.entry(backend.service).or_default().push(*id);
         }
+        let mut sources: HashMap<_, Vec<_>> = HashMap::new();
+        for range in &snapshot.sources {
+            sources.entry(range.service).or_default().push(*range);
+        }
+        sources.values_mut().for_each(|list| list.sort_unstable());
         let names = snapshot.names.iter();
         Self {
             frontends,
             names: names.filter_map(|(id, name)| Some((*id, PortName::decode(name)?))).collect(),
             slots: snapshot.slots.iter().copied().collect(),
             backends,
-            serving,
+            present,
+            sources,
         }
     }
 
-    /// The service port with `id`, whose slots are `range`; `None` if its frontends contradict each other.
-    fn port(&self, id: ServiceId, range: SlotRange) -> Option<Port> {
+    /// A range with what its slots hold.
+    fn slotted(&self, range: SlotRange) -> Slotted {
+        let ids = range.indices().filter_map(|slot| self.slots.get(&slot).copied()).collect();
+        Slotted { range, ids }
+    }
+
+    /// The service port with `id`; `None` if its frontends contradict each other.
+    fn port(&self, id: ServiceId, slots: [Slotted; 2]) -> Option<Port> {
         let frontends = self.frontends.get(&id)?;
         let (first, _) = frontends.first()?;
         let (protocol, family) = (first.protocol(), first.endpoint().addr.family());
@@ -129,17 +162,15 @@ impl<'a> Remains<'a> {
         {
             return None;
         }
-        let slots: Vec<BackendId> =
-            range.indices().filter_map(|slot| self.slots.get(&slot).copied()).collect();
-        let slotted: HashSet<BackendId> = slots.into_iter().collect();
-        let mut ids = self.serving.get(&id).cloned().unwrap_or_default();
+        let slotted: HashSet<BackendId> = slots.iter().flat_map(|slotted| &slotted.ids).copied().collect();
+        let mut ids = self.present.get(&id).cloned().unwrap_or_default();
         // Of two backends at one endpoint the one that is in use stays.
         ids.sort_unstable_by_key(|id| (self.backends[id].endpoint(), !slotted.contains(id), *id));
         ids.dedup_by_key(|id| self.backends[id].endpoint());
         let members = ids.into_iter().map(|id| Member {
             endpoint: self.backends[&id].endpoint(),
             id,
-            slotted: slotted.contains(&id),
+            flags: self.backends[&id].flags,
         });
         Some(Port {
             id,
@@ -148,8 +179,9 @@ impl<'a> Remains<'a> {
             family,
             created: None,
             frontends: frontends.iter().map(|(key, _)| *key).collect(),
-            range,
+            slots,
             members: members.collect(),
+            sources: self.sources.get(&id).cloned().unwrap_or_default(),
         })
     }
 
@@ -158,6 +190,7 @@ impl<'a> Remains<'a> {
         let backends = self.backends.values().map(|backend| backend.service);
         let names = snapshot.names.iter().map(|(id, _)| *id);
         let frontends = self.frontends.keys().copied();
-        backends.chain(names).chain(frontends).max().unwrap_or_default()
+        let sources = self.sources.keys().copied();
+        backends.chain(names).chain(frontends).chain(sources).max().unwrap_or_default()
     }
 }

@@ -1,18 +1,20 @@
 //! What the kernel's tables hold, and the changes that bring them to what is desired.
 //!
 //! A service port is installed when it holds a frontend: it then has an id, a place in the backend table
-//! for each endpoint, and one contiguous range of slots. A place belongs to an endpoint of a service port
-//! for as long as the endpoint stays. A changed set of endpoints goes to a new range, its frontends are
-//! switched over, and the old range rests before it is used again.
+//! for each endpoint that a connection may go to, and one contiguous range of slots for each of its two sets of
+//! endpoints, or one for both if they are the same. A place belongs to an endpoint of a service port
+//! for as long as the endpoint stays, be it in a set or not; its flags change in place. A changed set goes to a
+//! new range, its frontends are switched over, and the old range rests before it is used again.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
+use ipnet::IpNet;
 use podnet_common::abi;
 use podnet_common::service::{
-    Backend, BackendFlags, BackendId, Frontend, FrontendKey, FrontendKind, ServiceId, SlotRange,
+    Backend, BackendFlags, BackendId, Frontend, FrontendFlags, FrontendKey, ServiceId, SlotRange,
 };
 use podnet_common::wire::{Endpoint, Family, Protocol};
 use thiserror::Error;
@@ -21,8 +23,8 @@ use super::frontends::Frontends;
 use super::name::PortName;
 use super::places::Places;
 use super::slots::Slots;
-use crate::changes::Changes;
-use crate::cluster::model::ServicePort;
+use crate::changes::{Changes, SourceRange};
+use crate::cluster::model::{self, ServicePort};
 use crate::cluster::object::Key;
 
 /// A table whose places the ledger gives out.
@@ -34,11 +36,13 @@ pub enum Table {
     Slots,
     /// Backends.
     Backends,
+    /// Source ranges.
+    Sources,
 }
 
 impl Table {
     /// All of them.
-    pub const ALL: [Self; 3] = [Self::Frontends, Self::Slots, Self::Backends];
+    pub const ALL: [Self; 4] = [Self::Frontends, Self::Slots, Self::Backends, Self::Sources];
 
     /// The name of the kernel's map.
     pub const fn name(self) -> &'static str {
@@ -46,13 +50,14 @@ impl Table {
             Self::Frontends => abi::FRONTENDS,
             Self::Slots => abi::SLOTS,
             Self::Backends => abi::BACKENDS,
+            Self::Sources => abi::SOURCES,
         }
     }
 
     /// The flag of `podnet agent` that sizes it.
     pub const fn flag(self) -> &'static str {
         match self {
-            Self::Frontends => "--max-frontends",
+            Self::Frontends | Self::Sources => "--max-frontends",
             Self::Slots | Self::Backends => "--max-slots",
         }
     }
@@ -109,8 +114,8 @@ pub(super) fn rank(service: &Key, ports: &[ServicePort]) -> Rank {
     (ports.first().and_then(|port| port.created), service.clone())
 }
 
-/// An endpoint that takes part in its service port.
-const IN_USE: BackendFlags = BackendFlags::PRESENT.with(BackendFlags::SERVING);
+/// The sets of endpoints that slots are for.
+pub(super) const SETS: [BackendFlags; 2] = [BackendFlags::IN_CLUSTER, BackendFlags::IN_LOCAL];
 
 /// A service port that is installed.
 #[derive(Debug)]
@@ -121,9 +126,19 @@ pub(super) struct Port {
     pub(super) family: Family,
     pub(super) created: Option<i64>,
     pub(super) frontends: Vec<FrontendKey>,
-    pub(super) range: SlotRange,
+    /// The slots of each set.
+    pub(super) slots: [Slotted; 2],
     /// Sorted by endpoint.
     pub(super) members: Vec<Member>,
+    /// Sorted.
+    pub(super) sources: Vec<SourceRange>,
+}
+
+/// A range of slots, and what they hold.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Slotted {
+    pub(super) range: SlotRange,
+    pub(super) ids: Vec<BackendId>,
 }
 
 /// An endpoint of a service port that is installed.
@@ -131,8 +146,13 @@ pub(super) struct Port {
 pub(super) struct Member {
     pub(super) endpoint: Endpoint,
     pub(super) id: BackendId,
-    /// Whether a slot of the range names it; it only goes on with what it has otherwise.
-    pub(super) slotted: bool,
+    pub(super) flags: BackendFlags,
+}
+
+/// The slots that clients inside and clients outside get.
+pub(super) fn slots_of([cluster, local]: [SlotRange; 2], flags: FrontendFlags) -> (SlotRange, SlotRange) {
+    let of = |is_local| if is_local { local } else { cluster };
+    (of(flags.has(FrontendFlags::INSIDE_LOCAL)), of(flags.has(FrontendFlags::OUTSIDE_LOCAL)))
 }
 
 impl Port {
@@ -144,17 +164,97 @@ impl Port {
         self.members.binary_search_by_key(endpoint, |member| member.endpoint).ok().map(|i| &self.members[i])
     }
 
-    fn slotted(&self) -> impl Iterator<Item = &Endpoint> {
-        self.members.iter().filter(|member| member.slotted).map(|member| &member.endpoint)
+    /// The range that holds exactly these endpoints in this order.
+    fn holding(&self, endpoints: &[Endpoint]) -> Option<SlotRange> {
+        let known = endpoints.iter().map(|endpoint| self.member(endpoint).map(|member| member.id));
+        let ids: Vec<BackendId> = known.collect::<Option<_>>()?;
+        self.slots.iter().find(|slotted| slotted.ids == ids).map(|slotted| slotted.range)
     }
+
+    /// Its ranges of slots, each once.
+    fn ranges(&self) -> Vec<SlotRange> {
+        distinct(self.slots.each_ref().map(|slotted| slotted.range))
+    }
+}
+
+/// Two ranges, or one if they are the same; empty ones are none.
+pub(super) fn distinct([cluster, local]: [SlotRange; 2]) -> Vec<SlotRange> {
+    let mut ranges = vec![cluster, local];
+    ranges.dedup();
+    ranges.retain(|range| range.count > 0);
+    ranges
+}
+
+/// The slots of a set that is to be.
+#[derive(Clone, Copy, Debug)]
+enum Room {
+    /// Those that hold it already.
+    Held(SlotRange),
+    /// So many others.
+    New(u32),
+    /// Those of the Cluster set, which is the same.
+    OfCluster,
 }
 
 /// What is to become of a service port.
 struct Step<'a> {
     port: &'a ServicePort,
-    frontends: Vec<FrontendKey>,
-    /// Whether its endpoints need another range of slots.
-    moves: bool,
+    frontends: Vec<model::Frontend>,
+    rooms: [Room; 2],
+}
+
+impl<'a> Step<'a> {
+    fn new(port: &'a ServicePort, frontends: Vec<model::Frontend>, current: Option<&Port>) -> Self {
+        let uses_local = |frontend: &model::Frontend| {
+            let flags = [FrontendFlags::INSIDE_LOCAL, FrontendFlags::OUTSIDE_LOCAL];
+            flags.map(|flag| frontend.flags.has(flag))
+        };
+        let [cluster, local] = [false, true].map(|local| {
+            let used = frontends.iter().flat_map(uses_local).any(|it| it == local);
+            let members =
+                port.members.iter().filter(|member| used && member.flags.has(SETS[usize::from(local)]));
+            members.map(|member| member.endpoint).collect::<Vec<_>>()
+        });
+        let room = |set: &[Endpoint]| {
+            let held = match set {
+                [] => Some(SlotRange::default()),
+                _ => current.and_then(|current| current.holding(set)),
+            };
+            held.map_or_else(|| Room::New(count(set.len())), Room::Held)
+        };
+        let of_local = if local == cluster { Room::OfCluster } else { room(&local) };
+        Self { port, frontends, rooms: [room(&cluster), of_local] }
+    }
+
+    /// How many new slots its sets need.
+    fn new_slots(&self) -> impl Iterator<Item = u32> {
+        self.rooms.into_iter().filter_map(|room| match room {
+            Room::New(count) => Some(count),
+            Room::Held(_) | Room::OfCluster => None,
+        })
+    }
+
+    /// How many slots its sets have in the end.
+    fn all_slots(&self) -> u32 {
+        let of = |room| match room {
+            Room::New(count) => count,
+            Room::Held(range) => range.count,
+            Room::OfCluster => 0,
+        };
+        self.rooms.into_iter().map(of).sum()
+    }
+
+    /// The ranges of its sets; `new` are those for the sets that need new slots.
+    fn ranges(&self, new: &mut impl Iterator<Item = SlotRange>) -> [SlotRange; 2] {
+        let [cluster, local] = self.rooms;
+        let mut of = |room| match room {
+            Room::Held(range) => Some(range),
+            Room::New(_) => Some(new.next().unwrap_or_default()),
+            Room::OfCluster => None,
+        };
+        let cluster = of(cluster).unwrap_or_default();
+        [cluster, of(local).unwrap_or(cluster)]
+    }
 }
 
 /// The ledger. An update costs time in proportion to the service, not to the tables.
@@ -163,6 +263,8 @@ pub struct Ledger {
     pub(super) frontends: Frontends,
     pub(super) slots: Slots,
     pub(super) places: Places,
+    /// How many source ranges the kernel has and is about to have.
+    pub(super) sources: u32,
     pub(super) services: HashMap<Key, Vec<Port>>,
     pub(super) owners: HashMap<ServiceId, Key>,
     pub(super) last_id: ServiceId,
@@ -182,6 +284,7 @@ impl Ledger {
             frontends,
             slots,
             places,
+            sources: 0,
             services: HashMap::new(),
             owners: HashMap::new(),
             last_id: ServiceId(0),
@@ -209,18 +312,19 @@ impl Ledger {
     pub fn update(&mut self, service: &Key, ports: &[ServicePort]) -> Result<Outcome, Full> {
         let rank = rank(service, ports);
         let (steps, lost) = self.steps(&rank, ports);
-        let ranges = self.make_room(service, &steps)?;
+        let mut new = self.make_room(service, &steps)?.into_iter();
 
         let mut outcome = Outcome::default();
         self.wait(&rank, lost, &mut outcome);
         let mut installed = self.services.remove(service).unwrap_or_default();
         let mut next = Vec::with_capacity(steps.len());
-        for (step, range) in steps.into_iter().zip(ranges) {
+        for step in steps {
+            let ranges = step.ranges(&mut new);
             let port = match installed.iter().position(|port| port.is(step.port)) {
                 Some(index) => installed.swap_remove(index),
                 None => self.new_port(service, step.port),
             };
-            next.push(self.install(service, port, step, range, &mut outcome));
+            next.push(self.install(service, port, step, ranges, &mut outcome));
         }
         for port in installed {
             self.uninstall(port, &mut outcome);
@@ -246,9 +350,8 @@ impl Ledger {
     /// What of `ports` needs no new frontends.
     pub fn held(&self, service: &Key, mut ports: Vec<ServicePort>) -> Vec<ServicePort> {
         for port in &mut ports {
-            let protocol = port.protocol;
             port.frontends.retain(|frontend| {
-                let holder = self.holder(&FrontendKey::new(*frontend, protocol));
+                let holder = self.holder(&frontend.key);
                 holder.is_some_and(|(_, holder)| holder == *service)
             });
         }
@@ -275,12 +378,13 @@ impl Ledger {
     }
 
     /// How full the tables are.
-    pub fn usage(&self) -> [Usage; 3] {
+    pub fn usage(&self) -> [Usage; 4] {
         let (frontends, slots, places) = (&self.frontends, &self.slots, &self.places);
         [
             Usage { table: Table::Frontends, used: frontends.used(), capacity: frontends.size() },
             Usage { table: Table::Slots, used: slots.used(), capacity: slots.size() },
             Usage { table: Table::Backends, used: places.size() - places.free(), capacity: places.size() },
+            Usage { table: Table::Sources, used: self.sources, capacity: frontends.size() },
         ]
     }
 
@@ -288,6 +392,8 @@ impl Ledger {
     pub fn take_changes(&mut self) -> Changes {
         let mut changes = std::mem::take(&mut self.changes);
         self.room |= self.frontends.drain(&mut changes);
+        self.room |= !changes.removed_sources.is_empty();
+        self.sources = self.sources.saturating_sub(count(changes.removed_sources.len()));
         changes
     }
 
@@ -306,45 +412,51 @@ impl Ledger {
         for port in ports {
             let mut frontends = Vec::new();
             for frontend in &port.frontends {
-                let key = FrontendKey::new(*frontend, port.protocol);
-                match self.holder(&key) {
-                    Some(holder) if holder.1 != rank.1 && holder < *rank => lost.push((key, holder.1)),
-                    _ if claimed.insert(key) => frontends.push(key),
+                match self.holder(&frontend.key) {
+                    Some(holder) if holder.1 != rank.1 && holder < *rank => {
+                        lost.push((frontend.key, holder.1));
+                    }
+                    _ if claimed.insert(frontend.key) => frontends.push(*frontend),
                     _ => {}
                 }
             }
             if !frontends.is_empty() {
                 let current = installed.iter().find(|candidate| candidate.is(port));
-                let moves = current.is_none_or(|current| {
-                    current.range.count as usize != port.endpoints.len()
-                        || !current.slotted().eq(&port.endpoints)
-                });
-                steps.push(Step { port, frontends, moves });
+                steps.push(Step::new(port, frontends, current));
             }
         }
         (steps, lost)
     }
 
-    /// Sees that the steps find room, and takes a range of slots for each; one that does not move gets an
-    /// empty one.
+    /// Sees that the steps find room, and takes a range of slots for each set that needs a new one.
     fn make_room(&mut self, service: &Key, steps: &[Step<'_>]) -> Result<Vec<SlotRange>, Full> {
         let installed = self.services.get(service).map_or(&[][..], Vec::as_slice);
-        let (mut frontends, mut places, mut counts, mut before) = (0_usize, 0_usize, Vec::new(), 0);
+        let (mut frontends, mut places, mut sources, mut before) = (0_usize, 0_usize, 0_usize, 0);
         for step in steps {
-            frontends += step.frontends.iter().filter(|key| self.frontends.needs_room(key)).count();
+            frontends +=
+                step.frontends.iter().filter(|frontend| self.frontends.needs_room(&frontend.key)).count();
             let current = installed.iter().find(|candidate| candidate.is(step.port));
             let known = |endpoint| current.is_some_and(|current| current.member(endpoint).is_some());
-            places += step.port.endpoints.iter().filter(|&endpoint| !known(endpoint)).count();
-            before += current.map_or(0, |current| current.range.count);
-            counts.push(if step.moves { count(step.port.endpoints.len()) } else { 0 });
+            let taking = step.port.members.iter().filter(|member| takes_connections(member.flags));
+            places += taking.filter(|member| !known(&member.endpoint)).count();
+            sources += step.port.sources.len();
+            for current in current.into_iter() {
+                before += current.ranges().iter().map(|range| range.count).sum::<u32>();
+                sources = sources.saturating_sub(current.sources.len());
+            }
         }
-        let after: usize = steps.iter().map(|step| step.port.endpoints.len()).sum();
+        let counts: Vec<u32> = steps.iter().flat_map(Step::new_slots).collect();
+        let after: u32 = steps.iter().map(Step::all_slots).sum();
         // The last sixteenth is for services that only change: when they cannot move to another range,
         // connections go on being sent to endpoints that have left.
-        let keep = |size: u32| if after > before as usize { size / 16 } else { 0 };
+        let keep = |size: u32| if after > before { size / 16 } else { 0 };
 
-        if frontends > (self.frontends.size().saturating_sub(self.frontends.used())) as usize {
-            return Err(Full { table: Table::Frontends, capacity: self.frontends.size() });
+        let size = self.frontends.size();
+        if frontends > size.saturating_sub(self.frontends.used()) as usize {
+            return Err(Full { table: Table::Frontends, capacity: size });
+        }
+        if sources > size.saturating_sub(self.sources) as usize {
+            return Err(Full { table: Table::Sources, capacity: size });
         }
         let slots = Full { table: Table::Slots, capacity: self.slots.size() };
         let ranges = self.slots.take(&counts, keep(self.slots.size())).ok_or(slots)?;
@@ -370,7 +482,9 @@ impl Ledger {
         let mut waits = Vec::with_capacity(lost.len());
         for (key, winner) in lost {
             self.waiters.entry(key).or_default().insert(rank.clone());
-            if !before.contains(&key) {
+            // Two that share an address need not share a port.
+            let rest = key == FrontendKey::rest_of(key.endpoint().addr);
+            if !rest && !before.contains(&key) {
                 outcome.conflicts.push(Conflict {
                     frontend: key.endpoint().into(),
                     protocol: key.protocol(),
@@ -402,53 +516,41 @@ impl Ledger {
             family: port.family,
             created: port.created,
             frontends: Vec::new(),
-            range: SlotRange::default(),
+            slots: Default::default(),
             members: Vec::new(),
+            sources: Vec::new(),
         }
     }
 
-    /// Brings a port to what the step says; `range` is where its endpoints move, if they do.
+    /// Brings a port to what the step says; `ranges` are those of its sets.
     fn install(
         &mut self,
         service: &Key,
         mut port: Port,
         step: Step<'_>,
-        range: SlotRange,
+        ranges: [SlotRange; 2],
         outcome: &mut Outcome,
     ) -> Port {
         let desired = step.port;
-        let mut members = Vec::with_capacity(desired.endpoints.len() + desired.draining.len());
-        for &endpoint in &desired.endpoints {
-            let id = match port.member(&endpoint) {
-                Some(member) => Some(member.id),
-                None => self.places.take().map(|(id, generation)| {
-                    self.changes.backends.push((id, Backend::new(endpoint, port.id, generation, IN_USE)));
-                    id
-                }),
-            };
-            members.extend(id.map(|id| Member { endpoint, id, slotted: true }));
-        }
-        let draining = desired.draining.iter().filter_map(|endpoint| port.member(endpoint));
-        members.extend(draining.map(|member| Member { slotted: false, ..*member }));
-        members.sort_unstable_by_key(|member| member.endpoint);
+        let members = desired.members.iter().filter_map(|member| self.member(&port, member)).collect();
         let before = std::mem::replace(&mut port.members, members);
+        self.move_slots(&mut port, ranges);
+        self.update_sources(&mut port, &desired.sources);
 
-        if step.moves {
-            self.slots.retire(std::mem::replace(&mut port.range, range));
-            let slotted = port.members.iter().filter(|member| member.slotted);
-            self.changes.slots.extend((range.base..).zip(slotted.map(|member| member.id)));
-        }
-        let frontend = Frontend::new(FrontendKind::CLUSTER_IP, port.id, port.range);
-        for key in std::mem::replace(&mut port.frontends, step.frontends) {
+        let keys = step.frontends.iter().map(|frontend| frontend.key).collect();
+        for key in std::mem::replace(&mut port.frontends, keys) {
             if !port.frontends.contains(&key) {
                 self.give_up(&port, &key, outcome);
             }
         }
-        for key in &port.frontends {
-            if let Some(loser) = self.holder(key).filter(|holder| holder.1 != *service) {
+        for &model::Frontend { key, kind, flags } in &step.frontends {
+            if let Some(loser) = self.holder(&key).filter(|holder| holder.1 != *service) {
                 outcome.affected.push(loser.1);
             }
-            self.frontends.set(*key, frontend);
+            let (inside, outside) = slots_of(ranges, flags);
+            let mut frontend = Frontend::new(kind, port.id, inside).with_slots(inside, outside);
+            (frontend.flags, frontend.affinity) = (flags, desired.affinity);
+            self.frontends.set(key, frontend);
         }
         for member in before {
             if port.member(&member.endpoint).is_none() {
@@ -459,14 +561,58 @@ impl Ledger {
         port
     }
 
-    fn uninstall(&mut self, port: Port, outcome: &mut Outcome) {
+    /// An endpoint that a port is to have, with its place. One that takes no connections and never did has
+    /// none to go on with, and needs no place.
+    fn member(&mut self, port: &Port, desired: &model::Member) -> Option<Member> {
+        let &model::Member { endpoint, flags } = desired;
+        let (id, generation) = match port.member(&endpoint) {
+            Some(member) if member.flags == flags => return Some(*member),
+            Some(member) => (member.id, self.places.generation(member.id)),
+            None if takes_connections(flags) => self.places.take()?,
+            None => return None,
+        };
+        self.changes.backends.push((id, Backend::new(endpoint, port.id, generation, flags)));
+        Some(Member { endpoint, id, flags })
+    }
+
+    /// Has the sets of a port in `ranges`, and frees those that it had before.
+    fn move_slots(&mut self, port: &mut Port, ranges: [SlotRange; 2]) {
+        let before = port.ranges();
+        port.slots = [0, 1].map(|set| {
+            let used = ranges[set].count > 0;
+            let members = port.members.iter().filter(|member| used && member.flags.has(SETS[set]));
+            Slotted { range: ranges[set], ids: members.map(|member| member.id).collect() }
+        });
+        let now = port.ranges();
+        for range in now.iter().filter(|range| !before.contains(range)) {
+            let ids = port.slots.iter().find(|slotted| slotted.range == *range).map(|slotted| &slotted.ids);
+            self.changes.slots.extend(range.indices().zip(ids.into_iter().flatten().copied()));
+        }
+        before.into_iter().filter(|range| !now.contains(range)).for_each(|range| self.slots.retire(range));
+    }
+
+    fn update_sources(&mut self, port: &mut Port, desired: &[IpNet]) {
+        let service = port.id;
+        let range = |net: &IpNet| SourceRange { service, addr: net.addr().into(), length: net.prefix_len() };
+        let mut sources: Vec<SourceRange> = desired.iter().map(range).collect();
+        sources.sort_unstable();
+        let before = std::mem::replace(&mut port.sources, sources);
+        let new = port.sources.iter().filter(|range| !before.contains(range));
+        let known = self.changes.sources.len();
+        self.changes.sources.extend(new);
+        self.sources += count(self.changes.sources.len() - known);
+        self.changes.removed_sources.extend(before.iter().filter(|range| !port.sources.contains(range)));
+    }
+
+    fn uninstall(&mut self, mut port: Port, outcome: &mut Outcome) {
         for key in &port.frontends {
             self.give_up(&port, key, outcome);
         }
-        self.slots.retire(port.range);
+        port.ranges().into_iter().for_each(|range| self.slots.retire(range));
         for member in &port.members {
             self.leave(port.id, member);
         }
+        self.update_sources(&mut port, &[]);
         self.owners.remove(&port.id);
         self.changes.removed_names.push(port.id);
     }
@@ -483,13 +629,19 @@ impl Ledger {
 
     /// Marks a backend as gone, and frees its place.
     pub(super) fn leave(&mut self, service: ServiceId, member: &Member) {
-        let backend = Backend::new(member.endpoint, service, self.places.generation(member.id), IN_USE);
-        self.changes.gone.push((member.id, backend.gone()));
+        let generation = self.places.generation(member.id);
+        let backend = Backend::new(member.endpoint, service, generation, BackendFlags::NONE);
+        self.changes.gone.push((member.id, backend));
         self.places.retire(member.id);
     }
 }
 
-/// A number of endpoints, as the tables count them.
-fn count(length: usize) -> u32 {
+/// Whether an endpoint is in a set, so that new connections may go to it.
+fn takes_connections(flags: BackendFlags) -> bool {
+    SETS.iter().any(|set| flags.has(*set))
+}
+
+/// A number of things, as the tables count them.
+pub(super) fn count(length: usize) -> u32 {
     u32::try_from(length).unwrap_or(u32::MAX)
 }

@@ -17,6 +17,7 @@ use std::time::Instant;
 
 pub use ledger::{Conflict, Full, Ledger, Table, Usage};
 pub use name::PortName;
+use podnet_common::network::ServiceNetworks;
 
 use ledger::{Rank, rank};
 
@@ -67,12 +68,20 @@ impl<M: Fn(&Key) -> Vec<ServicePort>> Queue<M> {
 pub struct Planner {
     ledger: Ledger,
     waiting: BTreeMap<Key, Full>,
+    /// The networks of ClusterIPs that are desired, and those that the kernel has.
+    networks: ServiceNetworks,
+    networks_carried_out: ServiceNetworks,
 }
 
 impl Planner {
     /// A planner over tables of `capacity` that hold `snapshot`.
     pub fn adopt(capacity: &Capacity, snapshot: &Snapshot) -> Self {
-        Self { ledger: Ledger::adopt(capacity, snapshot), waiting: BTreeMap::new() }
+        Self {
+            ledger: Ledger::adopt(capacity, snapshot),
+            waiting: BTreeMap::new(),
+            networks: snapshot.networks,
+            networks_carried_out: snapshot.networks,
+        }
     }
 
     /// Takes over tables that hold `snapshot` and not what was planned. What has been told of before is not
@@ -81,6 +90,12 @@ impl Planner {
     pub fn adopt_again(&mut self, capacity: &Capacity, snapshot: &Snapshot) {
         let before = std::mem::replace(&mut self.ledger, Ledger::adopt(capacity, snapshot));
         self.ledger.follow(before);
+        self.networks_carried_out = snapshot.networks;
+    }
+
+    /// Has the next plan bring the kernel to know these networks of ClusterIPs.
+    pub fn set_networks(&mut self, networks: ServiceNetworks) {
+        self.networks = networks;
     }
 
     /// Plans for the services in `dirty` and those they affect, whose ports `model` knows.
@@ -132,6 +147,9 @@ impl Planner {
             }
         }
         plan.changes = self.ledger.take_changes();
+        if std::mem::replace(&mut self.networks_carried_out, self.networks) != self.networks {
+            plan.changes.networks = Some(self.networks);
+        }
         plan
     }
 
@@ -158,7 +176,7 @@ impl Planner {
     }
 
     /// How full the tables are.
-    pub fn usage(&self) -> [Usage; 3] {
+    pub fn usage(&self) -> [Usage; 4] {
         self.ledger.usage()
     }
 }

@@ -5,6 +5,7 @@ use std::time::Instant;
 
 use podnet_common::service::{Backend, BackendId};
 
+use super::adopt::is_present;
 use super::quarantine::Quarantine;
 
 #[derive(Debug)]
@@ -30,7 +31,7 @@ impl Places {
         for id in (1..=last).map(BackendId) {
             let backend = backends.get(&id);
             places.generations[id.0 as usize] = backend.map_or(0, |backend| backend.generation);
-            if !backend.is_some_and(Backend::serving) {
+            if !backend.is_some_and(is_present) {
                 places.free.push_back(id);
             }
         }
@@ -104,7 +105,7 @@ mod tests {
     use super::*;
 
     fn backend(generation: u32) -> Backend {
-        Backend::new(Endpoint::default(), ServiceId(1), generation, BackendFlags::SERVING)
+        Backend::new(Endpoint::default(), ServiceId(1), generation, BackendFlags::PRESENT)
     }
 
     #[test]

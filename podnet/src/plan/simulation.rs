@@ -4,13 +4,22 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
+use ipnet::IpNet;
 use podnet_common::abi::ServiceName;
-use podnet_common::service::{Backend, BackendId, Frontend, FrontendKey, ServiceId};
+use podnet_common::network::Network;
+use podnet_common::service::{
+    Backend, BackendFlags, BackendId, Frontend, FrontendFlags, FrontendKey, FrontendKind, ServiceId,
+    SlotRange,
+};
 use podnet_common::wire::{Addr, Be16, Endpoint, Family, Protocol};
 use proptest::prelude::*;
 
+use super::adopt::is_present;
+use super::ledger::SETS;
 use super::quarantine::REST;
 use super::*;
+use crate::changes::SourceRange;
+use crate::cluster::model::{self, Member};
 
 /// The kernel's tables.
 #[derive(Clone, Debug, Default)]
@@ -19,18 +28,48 @@ struct Tables {
     slots: BTreeMap<u32, BackendId>,
     backends: BTreeMap<BackendId, Backend>,
     names: BTreeMap<ServiceId, ServiceName>,
+    sources: BTreeSet<SourceRange>,
+    networks: ServiceNetworks,
     /// When a slot was last pointed at, and when a backend left.
     slot_used: HashMap<u32, Instant>,
     backend_left: HashMap<BackendId, Instant>,
 }
 
-/// Where a frontend leads: the service port's name, and its endpoints with their places.
-type Target = (String, BTreeMap<Endpoint, (BackendId, u32)>);
+/// Where a frontend leads.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Target {
+    /// The service port's name.
+    name: String,
+    kind: FrontendKind,
+    flags: FrontendFlags,
+    affinity: u32,
+    inside: Endpoints,
+    outside: Endpoints,
+}
+
+/// Endpoints with their places.
+type Endpoints = BTreeMap<Endpoint, (BackendId, u32)>;
+
+/// The same without what only the tables know, but with what the endpoints may be used for, and with whom the
+/// frontend is for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Meaning {
+    name: String,
+    kind: FrontendKind,
+    flags: FrontendFlags,
+    affinity: u32,
+    inside: BTreeMap<Endpoint, BackendFlags>,
+    outside: BTreeMap<Endpoint, BackendFlags>,
+    sources: BTreeSet<(Addr, u8)>,
+}
 
 enum Write {
     Backend(BackendId, Backend),
     Slot(u32, BackendId),
     Name(ServiceId, ServiceName),
+    Source(SourceRange),
+    Networks(ServiceNetworks),
+    RemoveSource(SourceRange),
     Frontend(FrontendKey, Frontend),
     RemoveFrontend(FrontendKey),
     Gone(BackendId, Backend),
@@ -43,11 +82,20 @@ fn writes(changes: Changes) -> Vec<Write> {
     list.extend(changes.backends.into_iter().map(|(id, backend)| Write::Backend(id, backend)));
     list.extend(changes.slots.into_iter().map(|(slot, id)| Write::Slot(slot, id)));
     list.extend(changes.names.into_iter().map(|(id, name)| Write::Name(id, name)));
+    list.extend(changes.sources.into_iter().map(Write::Source));
     list.extend(changes.frontends.into_iter().map(|(key, frontend)| Write::Frontend(key, frontend)));
+    list.extend(changes.networks.map(Write::Networks));
     list.extend(changes.removed_frontends.into_iter().map(Write::RemoveFrontend));
+    list.extend(changes.removed_sources.into_iter().map(Write::RemoveSource));
     list.extend(changes.gone.into_iter().map(|(id, backend)| Write::Gone(id, backend)));
     list.extend(changes.removed_names.into_iter().map(Write::RemoveName));
     list
+}
+
+/// A backend in its place, with other flags.
+fn with_flags(mut backend: Backend, flags: BackendFlags) -> Backend {
+    backend.flags = flags;
+    backend
 }
 
 impl Tables {
@@ -55,9 +103,13 @@ impl Tables {
         let rested = |since: Option<&Instant>| since.is_none_or(|since| now.duration_since(*since) >= REST);
         match write {
             Write::Backend(id, backend) => {
-                assert!(id.0 > 0 && rested(self.backend_left.get(&id)), "{id:?} is used again too soon");
                 let before = self.backends.insert(id, backend);
-                assert!(before.is_none_or(|before| !before.serving()), "{id:?} is taken");
+                if let Some(before) = before.filter(is_present) {
+                    let same = with_flags(before, backend.flags);
+                    assert!(is_present(&backend) && same == backend, "{id:?} is taken");
+                    return;
+                }
+                assert!(id.0 > 0 && rested(self.backend_left.get(&id)), "{id:?} is used again too soon");
                 assert!(before.is_none_or(|before| before.generation != backend.generation));
             }
             Write::Slot(slot, id) => {
@@ -78,29 +130,66 @@ impl Tables {
                 assert_eq!(before.gone(), backend, "only whether it serves may change");
                 self.backend_left.insert(id, now);
             }
+            Write::Source(range) => assert!(self.sources.insert(range), "{range:?} is there"),
+            Write::RemoveSource(range) => assert!(self.sources.remove(&range), "{range:?} is not there"),
+            Write::Networks(networks) => self.networks = networks,
             Write::RemoveName(id) => assert!(self.names.remove(&id).is_some()),
         }
     }
 
     fn leave(&mut self, key: &FrontendKey, now: Instant) {
         if let Some(frontend) = self.frontends.get(key) {
-            let range = frontend.inside.indices();
-            self.slot_used.extend(range.map(|slot| (slot, now)));
+            let slots = frontend.ranges().into_iter().flat_map(SlotRange::indices);
+            self.slot_used.extend(slots.map(|slot| (slot, now)));
         }
     }
 
     fn resolve(&self, key: &FrontendKey) -> Option<Target> {
         let frontend = self.frontends.get(key)?;
-        let name = PortName::decode(&self.names[&frontend.service]).unwrap().to_string();
-        let endpoints = frontend.inside.indices().map(|slot| {
-            let id = self.slots[&slot];
-            let backend = self.backends[&id];
-            assert!(backend.serving() && backend.service == frontend.service, "{key:?} leads astray");
-            (backend.endpoint(), (id, backend.generation))
-        });
-        let endpoints: BTreeMap<_, _> = endpoints.collect();
-        assert_eq!(endpoints.len(), frontend.inside.count as usize, "each endpoint has one slot");
-        Some((name, endpoints))
+        let endpoints = |range: SlotRange| -> Endpoints {
+            let one = |slot| {
+                let id = self.slots[&slot];
+                let backend = self.backends[&id];
+                let ours = is_present(&backend) && backend.service == frontend.service;
+                assert!(ours, "{key:?} leads astray");
+                (backend.endpoint(), (id, backend.generation))
+            };
+            let endpoints: Endpoints = range.indices().map(one).collect();
+            assert_eq!(endpoints.len(), range.count as usize, "each endpoint has one slot");
+            endpoints
+        };
+        Some(Target {
+            name: PortName::decode(&self.names[&frontend.service]).unwrap().to_string(),
+            kind: frontend.kind,
+            flags: frontend.flags,
+            affinity: frontend.affinity,
+            inside: endpoints(frontend.inside),
+            outside: endpoints(frontend.outside),
+        })
+    }
+
+    /// Who may use a frontend that is for certain sources only.
+    fn sources(&self, key: &FrontendKey) -> BTreeSet<(Addr, u8)> {
+        let frontend = self.frontends.get(key).filter(|it| it.flags.has(FrontendFlags::SOURCE_RANGES));
+        let Some(frontend) = frontend else { return BTreeSet::new() };
+        let ours = self.sources.iter().filter(|range| range.service == frontend.service);
+        ours.map(|range| (range.addr, range.length)).collect()
+    }
+
+    fn meaning(&self, key: &FrontendKey, target: Target) -> Meaning {
+        let flags = |endpoints: Endpoints| {
+            let one = |(endpoint, (id, _))| (endpoint, self.backends[&id].flags);
+            endpoints.into_iter().map(one).collect()
+        };
+        Meaning {
+            name: target.name,
+            kind: target.kind,
+            flags: target.flags,
+            affinity: target.affinity,
+            inside: flags(target.inside),
+            outside: flags(target.outside),
+            sources: self.sources(key),
+        }
     }
 
     fn resolve_all(&self) -> BTreeMap<FrontendKey, Target> {
@@ -108,16 +197,16 @@ impl Tables {
     }
 
     fn snapshot(&self) -> Snapshot {
-        let used = self
-            .frontends
-            .values()
-            .flat_map(|frontend| frontend.inside.indices().map(|slot| (slot, self.slots[&slot])));
+        let ranges = self.frontends.values().flat_map(Frontend::ranges);
+        let slots: BTreeSet<u32> = ranges.flat_map(SlotRange::indices).collect();
+        let used = slots.into_iter().map(|slot| (slot, self.slots[&slot]));
         Snapshot {
             frontends: self.frontends.iter().map(|(key, frontend)| (*key, *frontend)).collect(),
             slots: used.collect(),
             backends: self.backends.iter().map(|(id, backend)| (*id, *backend)).collect(),
             names: self.names.iter().map(|(id, name)| (*id, *name)).collect(),
-            ..Snapshot::default()
+            sources: self.sources.iter().copied().collect(),
+            networks: self.networks,
         }
     }
 }
@@ -174,9 +263,10 @@ impl World {
         writes(changes.clone()).into_iter().for_each(|write| end.carry_out(write, self.now));
         let after = end.resolve_all();
         let places = |targets: &BTreeMap<FrontendKey, Target>| -> BTreeMap<_, _> {
-            let all = targets.iter().flat_map(|(key, (name, endpoints))| {
-                let port = (name.clone(), key.protocol(), key.endpoint().addr.family());
-                endpoints.iter().map(move |(endpoint, place)| ((port.clone(), *endpoint), *place))
+            let all = targets.iter().flat_map(|(key, target)| {
+                let port = (target.name.clone(), key.protocol(), key.endpoint().addr.family());
+                let endpoints = target.inside.iter().chain(&target.outside);
+                endpoints.map(move |(endpoint, place)| ((port.clone(), *endpoint), *place))
             });
             all.collect()
         };
@@ -184,6 +274,8 @@ impl World {
         for (member, place) in places(&before) {
             assert!(stayed.get(&member).is_none_or(|now| *now == place), "{member:?} changes places");
         }
+        let sources_before: HashMap<_, _> =
+            before.keys().map(|key| (*key, self.tables.sources(key))).collect();
         for write in writes(changes).into_iter().take(limit) {
             self.tables.carry_out(write, self.now);
             assert!(self.tables.frontends.len() <= self.capacity.frontends as usize);
@@ -193,31 +285,52 @@ impl World {
                     current.as_ref() == before.get(key) || current.as_ref() == after.get(key),
                     "{key:?} leads neither where it did nor where it will"
                 );
+                let stays = before.get(key).zip(after.get(key)).is_some_and(|(a, b)| a.name == b.name);
+                if stays && current.is_some_and(|it| it.flags.has(FrontendFlags::SOURCE_RANGES)) {
+                    let (now, end) = (self.tables.sources(key), end.sources(key));
+                    assert!(sources_before[key].intersection(&end).all(|it| now.contains(it)), "{key:?}");
+                }
             }
         }
     }
 
     /// Where every frontend should lead, if there is room for all.
-    fn expected(&self) -> BTreeMap<FrontendKey, (String, BTreeSet<Endpoint>)> {
+    fn expected(&self) -> BTreeMap<FrontendKey, Meaning> {
         let mut expected = BTreeMap::new();
         let mut services: Vec<_> = self.desired.iter().collect();
         services.sort_by_key(|(key, ports)| (ports.first().and_then(|port| port.created), (*key).clone()));
         for (service, ports) in services {
             for port in ports {
-                let name = PortName { service: service.clone(), port: port.port.clone() }.to_string();
+                let set = |local| -> BTreeMap<_, _> {
+                    let set = SETS[usize::from(local)];
+                    let members = port.members.iter().filter(|member| member.flags.has(set));
+                    members.map(|member| (member.endpoint, member.flags)).collect()
+                };
+                let meaning = |frontend: &model::Frontend| Meaning {
+                    name: PortName { service: service.clone(), port: port.port.clone() }.to_string(),
+                    kind: frontend.kind,
+                    flags: frontend.flags,
+                    affinity: port.affinity,
+                    inside: set(frontend.flags.has(FrontendFlags::INSIDE_LOCAL)),
+                    outside: set(frontend.flags.has(FrontendFlags::OUTSIDE_LOCAL)),
+                    sources: match frontend.flags.has(FrontendFlags::SOURCE_RANGES) {
+                        true => {
+                            port.sources.iter().map(|net| (net.addr().into(), net.prefix_len())).collect()
+                        }
+                        false => BTreeSet::new(),
+                    },
+                };
                 for frontend in &port.frontends {
-                    expected
-                        .entry(FrontendKey::new(*frontend, port.protocol))
-                        .or_insert_with(|| (name.clone(), port.endpoints.iter().copied().collect()));
+                    expected.entry(frontend.key).or_insert_with(|| meaning(frontend));
                 }
             }
         }
         expected
     }
 
-    fn actual(&self) -> BTreeMap<FrontendKey, (String, BTreeSet<Endpoint>)> {
+    fn actual(&self) -> BTreeMap<FrontendKey, Meaning> {
         let targets = self.tables.resolve_all().into_iter();
-        targets.map(|(key, (name, endpoints))| (key, (name, endpoints.into_keys().collect()))).collect()
+        targets.map(|(key, target)| (key, self.tables.meaning(&key, target))).collect()
     }
 
     /// Deletes all services and waits: nothing may remain.
@@ -230,10 +343,11 @@ impl World {
             self.now += REST;
             assert_eq!(self.plan(&[]).changes, Changes::default());
         }
-        assert_eq!(self.planner.usage().map(|usage| usage.used), [0; 3]);
+        assert_eq!(self.planner.usage().map(|usage| usage.used), [0; 4]);
         assert!(!self.planner.is_waiting());
         assert!(self.tables.frontends.is_empty() && self.tables.names.is_empty());
-        assert!(self.tables.backends.values().all(|backend| !backend.serving()));
+        assert!(self.tables.sources.is_empty());
+        assert!(self.tables.backends.values().all(|backend| backend.flags == BackendFlags::NONE));
     }
 }
 
@@ -245,26 +359,67 @@ fn endpoint(family: Family, host: u8, port: u16) -> Endpoint {
     Endpoint { addr: Addr::from(ip), port: Be16::new(port) }
 }
 
-/// A service's ports: some of three, of either family; the services contend for few frontends.
+/// Flags by the bits of a number.
+fn flags<T>(bits: u8, all: &[T], none: T, with: impl Fn(T, T) -> T) -> T
+where
+    T: Copy,
+{
+    let set = all.iter().zip(0..).filter(|(_, bit)| bits & 1 << bit != 0);
+    set.fold(none, |flags, (flag, _)| with(flags, *flag))
+}
+
+fn frontend_flags(bits: u8) -> FrontendFlags {
+    let all = [
+        FrontendFlags::INSIDE_LOCAL,
+        FrontendFlags::OUTSIDE_LOCAL,
+        FrontendFlags::OUTSIDE_DROP,
+        FrontendFlags::SOURCE_RANGES,
+    ];
+    flags(bits, &all, FrontendFlags::NONE, FrontendFlags::with)
+}
+
+fn backend_flags(bits: u8) -> BackendFlags {
+    let all = [BackendFlags::IN_CLUSTER, BackendFlags::IN_LOCAL, BackendFlags::SERVING];
+    flags(bits, &all, BackendFlags::PRESENT, BackendFlags::with)
+}
+
+/// A service's ports: some of four, of either family; the services contend for few frontends.
 fn ports() -> impl Strategy<Value = Vec<ServicePort>> {
     let port = |name: &'static str, protocol| {
         (
             any::<bool>(),
-            prop::collection::btree_set(0_u8..8, 1..3),
-            prop::collection::btree_set(0_u8..8, 0..6),
-            prop::collection::btree_set(0_u8..8, 0..6),
+            prop::collection::btree_map(0_u8..8, (0_u8..3, 0_u8..16), 1..3),
+            prop::collection::btree_map(0_u8..8, 0_u8..8, 0..6),
+            0_u32..2,
+            prop::collection::btree_set(1_u8..4, 0..2),
         )
-            .prop_map(move |(v6, frontends, endpoints, draining)| {
+            .prop_map(move |(v6, frontends, members, affinity, sources)| {
                 let family = if v6 { Family::V6 } else { Family::V4 };
-                let place = |host| endpoint(family, host, 80);
+                let frontend = |(host, (kind, bits)): (u8, (u8, u8))| {
+                    let endpoint = endpoint(family, host + 100, 80);
+                    model::Frontend {
+                        key: match protocol {
+                            Protocol(0) => FrontendKey::rest_of(endpoint.addr),
+                            protocol => FrontendKey::new(endpoint, protocol),
+                        },
+                        kind: FrontendKind(kind),
+                        flags: frontend_flags(bits),
+                    }
+                };
+                let member = |(host, bits)| Member {
+                    endpoint: endpoint(family, host, 80),
+                    flags: backend_flags(bits),
+                };
+                let source = |host| IpNet::from(endpoint(family, host, 80).addr.to_ip());
                 ServicePort {
                     port: name.into(),
                     protocol,
                     family,
                     created: None,
-                    frontends: frontends.into_iter().map(|host| endpoint(family, host + 100, 80)).collect(),
-                    draining: draining.difference(&endpoints).copied().map(place).collect(),
-                    endpoints: endpoints.into_iter().map(place).collect(),
+                    frontends: frontends.into_iter().map(frontend).collect(),
+                    members: members.into_iter().map(member).collect(),
+                    affinity,
+                    sources: sources.into_iter().map(source).collect(),
                 }
             })
     };
@@ -272,10 +427,11 @@ fn ports() -> impl Strategy<Value = Vec<ServicePort>> {
         prop::option::of(port("a", Protocol::TCP)),
         prop::option::of(port("b", Protocol::UDP)),
         prop::option::of(port("", Protocol::TCP)),
+        prop::option::of(port("", Protocol(0))),
         prop::option::of(0_i64..3),
     );
-    ports.prop_map(|(a, b, c, created)| {
-        let mut list: Vec<ServicePort> = [a, b, c].into_iter().flatten().collect();
+    ports.prop_map(|(a, b, c, rest, created)| {
+        let mut list: Vec<ServicePort> = [a, b, c, rest].into_iter().flatten().collect();
         list.iter_mut().for_each(|port| port.created = created);
         list
     })
@@ -374,7 +530,7 @@ proptest! {
 
     #[test]
     fn tables_without_room_keep_what_works(history in steps()) {
-        let mut world = World::new(6, 24);
+        let mut world = World::new(8, 64);
         for step in history {
             run(&mut world, step);
         }
@@ -395,15 +551,26 @@ proptest! {
     }
 }
 
+const SERVING: BackendFlags = BackendFlags::PRESENT.with(BackendFlags::SERVING);
+
+fn member(host: u8, flags: BackendFlags) -> Member {
+    Member { endpoint: endpoint(Family::V4, host, 80), flags }
+}
+
 fn service(frontend: u8, endpoints: &[u8], created: Option<i64>) -> Vec<ServicePort> {
     vec![ServicePort {
         port: "".into(),
         protocol: Protocol::TCP,
         family: Family::V4,
         created,
-        frontends: vec![endpoint(Family::V4, frontend, 80)],
-        endpoints: endpoints.iter().map(|&host| endpoint(Family::V4, host, 80)).collect(),
-        draining: Vec::new(),
+        frontends: vec![model::Frontend {
+            key: FrontendKey::new(endpoint(Family::V4, frontend, 80), Protocol::TCP),
+            kind: FrontendKind::CLUSTER_IP,
+            flags: FrontendFlags::NONE,
+        }],
+        members: endpoints.iter().map(|&host| member(host, SERVING.with(BackendFlags::IN_CLUSTER))).collect(),
+        affinity: 0,
+        sources: Vec::new(),
     }]
 }
 
@@ -430,10 +597,18 @@ fn a_draining_endpoint_goes_on_serving_what_it_has() {
     let mut world = World::new(10, 100);
     set(&mut world, "web", service(100, &[1, 2], None));
     let mut ports = service(100, &[1], None);
-    ports[0].draining = vec![endpoint(Family::V4, 2, 80), endpoint(Family::V4, 3, 80)];
-    let changes = set(&mut world, "web", ports).changes;
+    ports[0].members.extend([member(2, SERVING), member(3, SERVING)]);
+    let before = world.tables.backends.clone();
+    let changes = set(&mut world, "web", ports.clone()).changes;
     assert_eq!(changes.gone, [], "it still serves");
-    assert_eq!(changes.backends, [], "one that never took connections has none to go on with");
+    let [(id, backend)] = changes.backends[..] else {
+        panic!("one that never took connections has none to go on with: {changes:?}")
+    };
+    assert_eq!(backend, with_flags(before[&id], SERVING), "only its flags change, in its place");
+    ports[0].members[1].flags = BackendFlags::PRESENT;
+    let changes = set(&mut world, "web", ports).changes;
+    assert_eq!(changes.backends, [(id, with_flags(backend, BackendFlags::PRESENT))]);
+    assert_eq!((changes.gone.len(), changes.frontends.len(), changes.slots.len()), (0, 0, 0));
     assert_eq!(set(&mut world, "web", service(100, &[1], None)).changes.gone.len(), 1);
 }
 
@@ -517,5 +692,113 @@ fn a_service_that_shrinks_finds_room_where_none_that_grows_does() {
     set(&mut world, "small", service(101, &[1, 2], None));
     assert_eq!(set(&mut world, "small", service(101, &[1, 2, 3], None)).full.len(), 1);
     assert_eq!(set(&mut world, "small", service(101, &[1], None)).full.len(), 0);
+    assert_eq!(world.actual(), world.expected());
+}
+
+/// A service with the Local policy for clients outside.
+fn local_service(cluster: &[u8], local: &[u8]) -> Vec<ServicePort> {
+    let mut ports = service(100, &[], None);
+    ports[0].frontends[0].flags = FrontendFlags::OUTSIDE_LOCAL;
+    let flag = |set: &[u8], host: u8, flag| if set.contains(&host) { flag } else { BackendFlags::NONE };
+    let of = |host| flag(cluster, host, SETS[0]).with(flag(local, host, SETS[1]));
+    ports[0].members = (0..10).map(|host| member(host, SERVING.with(of(host)))).collect();
+    ports
+}
+
+fn ranges(world: &World) -> [SlotRange; 2] {
+    world.tables.frontends.values().next().unwrap().ranges()
+}
+
+#[test]
+fn two_sets_that_are_the_same_share_their_slots() {
+    let mut world = World::new(10, 100);
+    assert_eq!(set(&mut world, "web", local_service(&[1, 2], &[1, 2])).changes.slots.len(), 2);
+    let [inside, outside] = ranges(&world);
+    assert_eq!(inside, outside);
+    assert_eq!(set(&mut world, "web", local_service(&[1, 2, 3], &[1, 2])).changes.slots.len(), 3);
+    assert_eq!(ranges(&world)[1], outside, "the Local set is as it was");
+    assert_eq!(set(&mut world, "web", local_service(&[1, 2], &[1, 2])).changes.slots.len(), 0);
+    assert_eq!(ranges(&world), [outside; 2], "there are slots that hold it already");
+    assert_eq!(set(&mut world, "web", local_service(&[1, 2], &[])).changes.slots.len(), 0);
+    assert_eq!(ranges(&world), [outside, SlotRange::default()]);
+    world.drain();
+}
+
+#[test]
+fn a_set_that_did_not_change_keeps_its_slots() {
+    let mut world = World::new(10, 100);
+    set(&mut world, "web", local_service(&[1, 2, 3], &[1]));
+    let [inside, outside] = ranges(&world);
+    let changes = set(&mut world, "web", local_service(&[1, 2, 3], &[1, 2])).changes;
+    assert_eq!((changes.slots.len(), changes.backends.len()), (2, 1));
+    assert!(ranges(&world)[0] == inside && ranges(&world)[1] != outside);
+}
+
+#[test]
+fn sources_that_are_left_over_are_removed() {
+    let mut world = World::new(10, 100);
+    let mut ports = service(100, &[1], None);
+    ports[0].frontends[0].flags = FrontendFlags::SOURCE_RANGES;
+    ports[0].sources = vec!["192.0.2.0/24".parse().unwrap(), "198.51.100.0/24".parse().unwrap()];
+    set(&mut world, "web", ports.clone());
+    let stale = SourceRange { service: ServiceId(99), addr: endpoint(Family::V4, 0, 0).addr, length: 8 };
+    world.tables.sources.insert(stale);
+    ports[0].sources.pop();
+    world.desired.insert(Key::new("ns", "web"), ports);
+    let changes = world.restart().changes;
+    assert_eq!((changes.sources.len(), changes.removed_sources.len()), (0, 2));
+    assert!(changes.removed_sources.contains(&stale));
+    world.carry_out(changes, usize::MAX);
+    assert_eq!(world.actual(), world.expected());
+    world.drain();
+}
+
+#[test]
+fn a_full_table_of_sources_keeps_a_service_as_it_was() {
+    let mut world = World::new(2, 100);
+    let mut ports = service(100, &[1], None);
+    ports[0].frontends[0].flags = FrontendFlags::SOURCE_RANGES;
+    let source = |host| IpNet::from(endpoint(Family::V4, host, 0).addr.to_ip());
+    ports[0].sources = vec![source(1), source(2)];
+    assert_eq!(set(&mut world, "web", ports.clone()).full, []);
+    ports[0].sources = vec![source(3), source(4), source(5)];
+    let plan = set(&mut world, "web", ports);
+    assert_eq!(plan.full[0].1, Full { table: Table::Sources, capacity: 2 });
+    assert!(plan.changes.is_empty());
+}
+
+#[test]
+fn networks_are_written_when_they_change() {
+    let mut world = World::new(10, 100);
+    let mut networks = ServiceNetworks::default();
+    world.planner.set_networks(networks);
+    assert_eq!(world.plan(&[]).changes, Changes::default());
+    networks.0[0] = Network::new(endpoint(Family::V4, 0, 0).addr, 16);
+    world.planner.set_networks(networks);
+    let changes = world.plan(&[]).changes;
+    assert_eq!(changes.networks, Some(networks));
+    world.carry_out(changes, usize::MAX);
+    assert_eq!(world.plan(&[]).changes, Changes::default());
+    world.restart();
+    assert_eq!(world.plan(&[]).changes, Changes::default(), "the kernel has them");
+    world.planner.set_networks(ServiceNetworks::default());
+    assert_eq!(world.plan(&[]).changes.networks, Some(ServiceNetworks::default()));
+}
+
+#[test]
+fn all_other_ports_of_an_address_are_no_conflict() {
+    let mut world = World::new(10, 100);
+    let rest = |created| {
+        let mut ports = service(100, &[], Some(created));
+        ports[0].protocol = Protocol(0);
+        ports[0].frontends[0].key = FrontendKey::rest_of(endpoint(Family::V4, 100, 0).addr);
+        ports
+    };
+    set(&mut world, "a", rest(1));
+    assert_eq!(set(&mut world, "b", rest(2)).conflicts, []);
+    world.desired.remove(&Key::new("ns", "a"));
+    let plan = world.plan(&[Key::new("ns", "a")]);
+    assert_eq!(plan.changes.removed_frontends, [], "the other service has them refused from now on");
+    world.carry_out(plan.changes, usize::MAX);
     assert_eq!(world.actual(), world.expected());
 }

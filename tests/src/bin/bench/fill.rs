@@ -191,7 +191,7 @@ fn capacity(services: &[Service]) -> Result<Capacity> {
     let slots: usize =
         services.iter().map(|service| service.protocols().count() * service.endpoints.len()).sum();
     let mut capacity = Capacity::default();
-    capacity.frontends = capacity.frontends.max(u32::try_from(2 * frontends).context("many frontends")?);
+    capacity.frontends = capacity.frontends.max(u32::try_from(3 * frontends).context("many frontends")?);
     capacity.slots = capacity.slots.max(u32::try_from(2 * slots).context("many slots")?);
     Ok(capacity)
 }

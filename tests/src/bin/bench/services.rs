@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 use std::net::{IpAddr, Ipv4Addr, SocketAddrV4};
 
 use podnet::cluster::Event;
-use podnet::cluster::object::{self, EndpointSlice, Key, Kind, Object, Port};
+use podnet::cluster::object::{self, EndpointSlice, Key, Kind, Object, Port, TargetPort};
 use podnet_common::wire::{Addr, Family, Protocol};
 
 /// The port of all services.
@@ -42,8 +42,9 @@ impl Service {
         Key::new("bench", &self.name())
     }
 
-    fn ports(&self, number: u16) -> Vec<Port> {
-        self.protocols().map(|(protocol, name)| Port { name: name.into(), protocol, number }).collect()
+    fn targets(&self, number: u16) -> Vec<TargetPort> {
+        let target = |(protocol, name): (_, &str)| TargetPort { name: name.into(), protocol, number };
+        self.protocols().map(target).collect()
     }
 
     /// The Service and its slice as YAML.
@@ -73,11 +74,12 @@ impl Service {
 
     /// The Service.
     fn object(&self) -> Object {
+        let port =
+            |(protocol, name): (_, &str)| Port { name: name.into(), protocol, number: PORT, node_port: None };
+        let address = IpAddr::V4(*self.address().ip());
         Object::Service(object::Service {
-            key: self.key(),
             created: Some(1_700_000_000 + i64::from(self.number)),
-            cluster_ips: vec![IpAddr::V4(*self.address().ip())],
-            ports: self.ports(PORT),
+            ..object::Service::new(self.key(), vec![address], self.protocols().map(port).collect())
         })
     }
 
@@ -92,14 +94,9 @@ impl Service {
                 key: Key::new("bench", &format!("{}-{port}", self.name())),
                 service: self.key(),
                 family: Family::V4,
-                ports: self.ports(port),
+                ports: self.targets(port),
                 endpoints: endpoints
-                    .map(|endpoint| object::Endpoint {
-                        addr: Addr::from(IpAddr::V4(*endpoint.ip())),
-                        ready: true,
-                        serving: true,
-                        terminating: false,
-                    })
+                    .map(|endpoint| object::Endpoint::new(Addr::from(IpAddr::V4(*endpoint.ip()))))
                     .collect(),
             })
         })
