@@ -10,10 +10,11 @@ use tokio::task::JoinHandle;
 use tokio::time::{MissedTickBehavior, interval};
 use tracing::{debug, error, info, warn};
 
+use crate::addresses::Addresses;
 use crate::admin;
 use crate::cluster::files::Files;
 use crate::cluster::index::Index;
-use crate::cluster::model::{service_networks, service_ports};
+use crate::cluster::model::{service_networks, service_networks_left_out, service_ports};
 use crate::cluster::node::ProxySettings;
 use crate::cluster::object::Key;
 use crate::cluster::{Event, Feed, feed, watch};
@@ -69,10 +70,12 @@ pub async fn run(settings: Settings) -> Result<(), Error> {
         Some(address) => Some(admin::listen(address).await?),
         None => None,
     };
-    let source = OpenSource::open(&settings.source).await?;
+    let source = OpenSource::open(&settings).await?;
     let mut interfaces = Interfaces::open().map_err(Error::system("a netlink socket"))?;
+    let mut addresses = Addresses::open().map_err(Error::system("a netlink socket"))?;
     let metrics = Arc::new(Metrics::new(settings.proxy.node.clone(), settings.kernel.bpffs.clone()));
     let mut agent = Agent::open(&settings, metrics.clone())?;
+    agent.index.set_local_addresses(addresses.next().await);
     if let Some(listener) = listener {
         tokio::spawn(admin::serve(listener, metrics));
     }
@@ -106,6 +109,12 @@ pub async fn run(settings: Settings) -> Result<(), Error> {
             }
             _ = retry.tick(), if agent.is_ready() && agent.is_behind() => agent.retry(),
             news = interfaces.next(), if agent.is_ready() => agent.links(news),
+            all = addresses.next() => {
+                agent.index.set_local_addresses(all);
+                if agent.is_ready() {
+                    agent.sync_unless_astray(&[]);
+                }
+            }
         }
     }
     source.abort();
@@ -124,21 +133,24 @@ async fn ended(source: JoinHandle<()>) -> Error {
 
 /// A source that is there to be read.
 enum OpenSource {
-    Cluster(kube::Client),
+    Cluster { client: kube::Client, node: String },
     Manifests(Files),
 }
 
 impl OpenSource {
-    async fn open(source: &Source) -> Result<Self, Error> {
-        Ok(match source {
-            Source::Cluster(kubeconfig) => Self::Cluster(watch::connect(kubeconfig.as_deref()).await?),
+    async fn open(settings: &Settings) -> Result<Self, Error> {
+        Ok(match &settings.source {
+            Source::Cluster(kubeconfig) => Self::Cluster {
+                client: watch::connect(kubeconfig.as_deref()).await?,
+                node: settings.proxy.node.clone(),
+            },
             Source::Manifests(directory) => Self::Manifests(Files::open(directory)?),
         })
     }
 
     async fn run(self, feed: Feed) {
         match self {
-            Self::Cluster(client) => watch::run(client, feed).await,
+            Self::Cluster { client, node } => watch::run(client, feed, &node).await,
             Self::Manifests(files) => files.run(feed).await,
         }
     }
@@ -151,6 +163,8 @@ struct Agent {
     facing: Facing,
     metrics: Arc<Metrics>,
     capacity: crate::changes::Capacity,
+    /// How many networks of ServiceCIDRs the kernel does not take.
+    networks_left_out: usize,
     /// Why changes were lost on the way to the kernel, if they were: its tables have to be read again.
     astray: Option<String>,
 }
@@ -171,7 +185,7 @@ impl Agent {
             dataplane.attached_interfaces()?,
         );
         let index = Index::new(settings.proxy.clone());
-        Ok(Self { index, planner, dataplane, facing, metrics, capacity, astray: None })
+        Ok(Self { index, planner, dataplane, facing, metrics, capacity, astray: None, networks_left_out: 0 })
     }
 
     fn is_ready(&self) -> bool {
@@ -196,7 +210,7 @@ impl Agent {
     /// lets sockets use them.
     fn start(&mut self, batch: &[Instant]) -> Result<(), Error> {
         self.index.take_dirty();
-        self.planner.set_networks(service_networks(&self.index));
+        self.set_networks();
         let plan = self.reconcile();
         self.carry_out(plan, batch)?;
         self.dataplane.attach_sockets()?;
@@ -249,7 +263,7 @@ impl Agent {
     }
 
     fn next_plan(&mut self) -> Result<Plan, kernel::Error> {
-        self.planner.set_networks(service_networks(&self.index));
+        self.set_networks();
         if self.astray.is_some() {
             self.planner.adopt_again(&self.capacity, &self.dataplane.snapshot()?);
             self.index.take_dirty();
@@ -258,6 +272,18 @@ impl Agent {
         let dirty = self.index.take_dirty();
         let index = &self.index;
         Ok(self.planner.plan(Instant::now(), dirty, |key| service_ports(index, key)))
+    }
+
+    fn set_networks(&mut self) {
+        self.planner.set_networks(service_networks(&self.index));
+        let left_out = service_networks_left_out(&self.index);
+        if std::mem::replace(&mut self.networks_left_out, left_out) < left_out {
+            warn!(
+                left_out,
+                "there are more networks of ServiceCIDRs than podnet takes: what is sent to addresses \
+                             of the last ones that no Service has is routed on"
+            );
+        }
     }
 
     fn reconcile(&mut self) -> Plan {

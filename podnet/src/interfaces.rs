@@ -203,7 +203,7 @@ impl Facing {
     }
 }
 
-type Messages = UnboundedReceiver<(NetlinkMessage<RouteNetlinkMessage>, SocketAddr)>;
+pub(crate) type Messages = UnboundedReceiver<(NetlinkMessage<RouteNetlinkMessage>, SocketAddr)>;
 
 /// Netlink's news of the interfaces of this network namespace.
 pub struct Interfaces {

@@ -4,6 +4,7 @@
 //! ([`plan`]), which knows what the kernel holds and answers with changes; [`kernel`] carries them out.
 //! Only the ends touch the world. [`agent`] wires them together, and [`cli`] is what people type.
 
+pub mod addresses;
 pub mod admin;
 pub mod agent;
 pub mod changes;

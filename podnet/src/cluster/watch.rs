@@ -9,8 +9,9 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use futures::StreamExt;
-use k8s_openapi::api::core::v1::Service;
+use k8s_openapi::api::core::v1::{Node, Pod, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
+use k8s_openapi::api::networking::v1::ServiceCIDR;
 use kube::api::ListParams;
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::core::Status;
@@ -30,6 +31,9 @@ use crate::error::chain;
 
 /// How often a lost API server is asked whether it is back, and how long it may take to answer.
 const PROBE: Duration = Duration::from_secs(2);
+
+/// How often it is asked for a kind of objects that it does not know: one that is upgraded may.
+const UNKNOWN: Duration = Duration::from_secs(60);
 
 /// The API server cannot be talked to, for want of knowing where or as whom.
 #[derive(Debug, Error)]
@@ -117,16 +121,22 @@ fn placeholder(host: &str) -> Option<Ipv4Addr> {
     host.parse().ok().filter(|address: &Ipv4Addr| address.octets()[..3] == [192, 0, 2])
 }
 
-/// Feeds what the API server says until nobody takes it any more.
-pub async fn run(client: Client, feed: Feed) {
+/// Feeds what the API server says until nobody takes it any more: of Nodes that named `node`, and of Pods those
+/// on it.
+pub async fn run(client: Client, feed: Feed, node: &str) {
     let contact = Contact::default();
     // The selectors of kube-proxy, which spare every node the objects of headless Services.
     let services = watcher::Config::default().fields("spec.clusterIP!=None");
     let slices = watcher::Config::default().labels("!service.kubernetes.io/headless");
+    let nodes = watcher::Config::default().fields(&format!("metadata.name={node}"));
+    let pods = watcher::Config::default().fields(&format!("spec.nodeName={node}"));
     let sources = async {
         tokio::join!(
             follow::<Service>(&client, services, &feed, &contact),
             follow::<EndpointSlice>(&client, slices, &feed, &contact),
+            follow::<Node>(&client, nodes, &feed, &contact),
+            follow::<Pod>(&client, pods, &feed, &contact),
+            follow::<ServiceCIDR>(&client, watcher::Config::default(), &feed, &contact),
         )
     };
     tokio::select! {
@@ -159,9 +169,13 @@ where
                 }
             }
             Err(error) => {
-                contact.fails(K::KIND, &error);
+                let failure = contact.fails(K::KIND, &error);
+                if matches!(failure, Failure::Denied | Failure::Unknown) {
+                    feed.send(Event::Refused(K::KIND)).await?;
+                }
                 // Not `StreamBackoff`, which any event resets, the beginning of a list included.
-                sleep(pauses.next().unwrap_or(PROBE)).await;
+                let pause = if failure == Failure::Unknown { None } else { pauses.next() };
+                sleep(pause.unwrap_or(UNKNOWN)).await;
             }
         }
     }
@@ -209,6 +223,27 @@ fn translate<K: Parse>(event: watcher::Event<K>) -> Option<Event> {
     }
 }
 
+/// Why objects cannot be had.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Failure {
+    /// podnet may not read them.
+    Denied,
+    /// The API server does not know the kind, and podnet can do without.
+    Unknown,
+    /// Another reason, which is to pass.
+    Other,
+}
+
+/// What podnet does without objects of a kind, if it can.
+const fn without(kind: Kind) -> Option<&'static str> {
+    match kind {
+        Kind::Service | Kind::EndpointSlice => None,
+        Kind::Node => Some("NodePorts are at all addresses of this node, and its zone is unknown"),
+        Kind::Pod => Some("ports of Pods on this node (hostPort) are not served"),
+        Kind::ServiceCidr => Some("addresses that no Service has are not dropped"),
+    }
+}
+
 /// What is wrong between podnet and the API server, if anything: told once, and once when it is over.
 #[derive(Debug, Default)]
 struct Contact {
@@ -236,28 +271,50 @@ impl Contact {
         }
     }
 
-    fn fails(&self, kind: Kind, error: &watcher::Error) {
+    fn fails(&self, kind: Kind, error: &watcher::Error) -> Failure {
         let cause = match error {
             watcher::Error::InitialListFailed(cause) | watcher::Error::WatchStartFailed(cause) => cause,
             // A watch ends now and then; what matters is whether the next one begins.
-            other => return debug!(error = chain(other), "the watch of {} ended", kind.name()),
+            other => {
+                debug!(error = chain(other), "the watch of {} ended", kind.name());
+                return Failure::Other;
+            }
         };
-        match cause {
-            kube::Error::Api(status) if is_denial(status) => self.denied(kind, &status.message),
-            cause => self.lost(&chain(cause)),
+        match (cause, without(kind)) {
+            (kube::Error::Api(status), without) if is_denial(status) => {
+                self.denied(kind, &status.message, without.unwrap_or("nothing can be changed"));
+                Failure::Denied
+            }
+            (kube::Error::Api(status), Some(without)) if status.code == 404 => {
+                self.unknown(kind, without);
+                Failure::Unknown
+            }
+            (cause, _) => {
+                self.lost(&chain(cause));
+                Failure::Other
+            }
         }
     }
 
-    fn denied(&self, kind: Kind, message: &str) {
+    fn denied(&self, kind: Kind, message: &str, without: &str) {
         let mut state = self.state();
         if !state.denied.contains(&kind) {
             state.denied.push(kind);
             error!(
                 reason = message,
                 "the API server does not let podnet list and watch objects of kind {}: bind its \
-                 ServiceAccount to the ClusterRole in deploy/podnet.yaml; podnet keeps trying",
+                 ServiceAccount to the ClusterRole in deploy/podnet.yaml; podnet keeps trying, and until then \
+                 {without}",
                 kind.name()
             );
+        }
+    }
+
+    fn unknown(&self, kind: Kind, without: &str) {
+        let mut state = self.state();
+        if !state.denied.contains(&kind) {
+            state.denied.push(kind);
+            warn!("the API server knows no objects of kind {}: {without}", kind.name());
         }
     }
 
@@ -314,6 +371,7 @@ fn is_denial(status: &Status) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
     use std::sync::Arc;
     use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -422,8 +480,9 @@ mod tests {
         }
     }
 
-    /// What is logged in some seconds with an API server that answers with `status`, if at all.
-    async fn log_of_outage(status: Option<u16>) -> (Vec<String>, usize) {
+    /// What is logged in some seconds with an API server that answers with `status`, if at all; how many requests
+    /// it gets; and the kinds of objects that are said to be refused.
+    async fn log_of_outage(status: Option<u16>) -> (Vec<String>, usize, BTreeSet<Kind>) {
         let log = Log::default();
         let writer = log.clone();
         let subscriber = tracing_subscriber::fmt()
@@ -441,29 +500,60 @@ mod tests {
         }
         let client = client(Config::new(url.parse().unwrap())).unwrap();
         let (feed, mut events) = crate::cluster::feed();
-        tokio::spawn(async move { while events.recv().await.is_some() {} });
-        timeout(Duration::from_secs(3), run(client, feed)).await.unwrap_err();
+        let refused = tokio::spawn(async move {
+            let mut refused = BTreeSet::new();
+            while let Some((_, event)) = events.recv().await {
+                refused.extend(match event {
+                    Event::Refused(kind) => Some(kind),
+                    _ => None,
+                });
+            }
+            refused
+        });
+        timeout(Duration::from_secs(3), run(client, feed, "here")).await.unwrap_err();
         let log = String::from_utf8(log.0.lock().unwrap().clone()).unwrap();
-        (log.lines().map(str::to_owned).collect(), requests.load(Ordering::Relaxed))
+        let lines = log.lines().map(str::to_owned).collect();
+        (lines, requests.load(Ordering::Relaxed), refused.await.unwrap())
     }
 
     #[tokio::test]
     async fn an_absent_api_server_is_told_of_once() {
-        let (log, _) = log_of_outage(None).await;
+        let (log, _, refused) = log_of_outage(None).await;
         assert_eq!(log.len(), 1, "{log:#?}");
+        assert_eq!(refused, BTreeSet::new());
     }
 
     #[tokio::test]
     async fn denied_rights_are_told_of_once_a_kind() {
-        let (log, requests) = log_of_outage(Some(403)).await;
-        assert_eq!(log.len(), 2, "{log:#?}");
-        assert!((4..=14).contains(&requests), "{requests} requests");
+        let (log, requests, refused) = log_of_outage(Some(403)).await;
+        assert_eq!(refused, Kind::ALL.into());
+        assert_eq!(log.len(), 5, "{log:#?}");
+        assert!((10..=35).contains(&requests), "{requests} requests");
+    }
+
+    #[test]
+    fn kinds_that_the_api_server_does_not_know_are_done_without() {
+        let unknown = || {
+            let status = Status::failure("not found", "NotFound").with_code(404);
+            watcher::Error::InitialListFailed(kube::Error::Api(Box::new(status)))
+        };
+        let contact = Contact::default();
+        assert_eq!(contact.fails(Kind::ServiceCidr, &unknown()), Failure::Unknown);
+        assert_eq!(contact.state().denied, [Kind::ServiceCidr]);
+        assert!(!contact.state().lost);
+        assert_eq!(
+            contact.fails(Kind::Service, &unknown()),
+            Failure::Other,
+            "there is nothing without these"
+        );
+        assert!(contact.state().lost);
     }
 
     #[tokio::test]
     async fn an_api_server_that_cannot_serve_is_told_of_once() {
-        let (log, requests) = log_of_outage(Some(503)).await;
+        let (log, requests, refused) = log_of_outage(Some(503)).await;
+        assert_eq!(refused, BTreeSet::new());
         assert_eq!(log.len(), 1, "{log:#?}");
-        assert!((4..=18).contains(&requests), "{requests} requests");
+        assert!((10..=45).contains(&requests), "{requests} requests");
     }
 }

@@ -187,11 +187,12 @@ impl Fill {
 
 /// The default sizes, or what holds twice as much as there is.
 fn capacity(services: &[Service]) -> Result<Capacity> {
-    let frontends: usize = services.iter().map(|service| service.protocols().count()).sum();
+    // Each address has one more, for all of its other ports.
+    let frontends: usize = services.iter().map(|service| service.protocols().count() + 1).sum();
     let slots: usize =
         services.iter().map(|service| service.protocols().count() * service.endpoints.len()).sum();
     let mut capacity = Capacity::default();
-    capacity.frontends = capacity.frontends.max(u32::try_from(3 * frontends).context("many frontends")?);
+    capacity.frontends = capacity.frontends.max(u32::try_from(2 * frontends).context("many frontends")?);
     capacity.slots = capacity.slots.max(u32::try_from(2 * slots).context("many slots")?);
     Ok(capacity)
 }
