@@ -84,6 +84,18 @@ pub struct Frontend {
     pub protocol: String,
     /// Namespace, name and port's name of the Service.
     pub name: Option<String>,
+    /// What kind of address it is.
+    #[serde(rename = "type")]
+    pub kind: String,
+    /// Where connections of this node's pods, and of the node itself, go.
+    pub inside: Side,
+    /// Where those of others go.
+    pub outside: Side,
+}
+
+/// One side of a frontend as `podnet services` shows it.
+#[derive(Clone, Debug, Deserialize)]
+pub struct Side {
     /// Where connections go.
     pub backends: Vec<Backend>,
 }
@@ -100,7 +112,7 @@ pub struct Backend {
 impl Frontend {
     /// The backends' addresses and ports.
     fn endpoints(&self) -> BTreeSet<(IpAddr, u16)> {
-        self.backends.iter().map(|backend| (backend.address, backend.port)).collect()
+        self.inside.backends.iter().map(|backend| (backend.address, backend.port)).collect()
     }
 }
 
