@@ -49,20 +49,25 @@ pub const COUNTERS: &str = "COUNTERS";
 pub enum Program {
     /// [`route::rest`](crate::route::rest).
     Rest(Hook),
+    /// [`route::sctp`](crate::route::sctp).
+    Sctp(Hook),
     /// [`route::open`](crate::route::open).
     Open(Hook),
 }
 
 impl Program {
+    /// How many of each kind there are: one for each hook.
+    const HOOKS: u32 = 4;
     /// How many places the program array has for them.
-    pub const COUNT: u32 = 8;
+    pub const COUNT: u32 = 3 * Self::HOOKS;
 
     /// Its place in the program array.
     #[inline(always)]
     pub const fn index(self) -> u32 {
         match self {
             Self::Rest(hook) => hook as u32,
-            Self::Open(hook) => hook as u32 + Self::COUNT / 2,
+            Self::Sctp(hook) => hook as u32 + Self::HOOKS,
+            Self::Open(hook) => hook as u32 + 2 * Self::HOOKS,
         }
     }
 }

@@ -211,8 +211,8 @@ impl State {
     /// How long the flow is kept without a packet, in units of [`Time`].
     ///
     /// An open or half-closed TCP connection is kept as long as kube-proxy has the kernel keep it
-    /// (`nf_conntrack_tcp_timeout_established` 24 h, `..._close_wait` 1 h), UDP as long as the kernel does
-    /// (`nf_conntrack_udp_timeout` 30 s, `..._stream` 120 s). One that was never answered or is over goes
+    /// (`nf_conntrack_tcp_timeout_established` 24 h, `..._close_wait` 1 h), UDP and SCTP as long as the kernel does
+    /// (`nf_conntrack_udp_timeout` 30 s, `..._stream` 120 s, `nf_conntrack_sctp_timeout_established` 210 s). One that was never answered or is over goes
     /// sooner than the kernel's 120 s: its tuple is free for another then.
     #[inline(always)]
     pub const fn lifetime(self, protocol: Protocol) -> u32 {
@@ -222,6 +222,8 @@ impl State {
             Protocol::TCP if self.0 & (Self::CLIENT_FIN | Self::BACKEND_FIN) != 0 => Time::seconds(3600),
             Protocol::TCP if replied => Time::seconds(86_400),
             Protocol::TCP => Time::seconds(60),
+            Protocol::SCTP if self.closed() => Time::seconds(10),
+            Protocol::SCTP if replied => Time::seconds(210),
             _ if replied => Time::seconds(120),
             _ => Time::seconds(30),
         }

@@ -49,13 +49,14 @@ impl Frame for Vec<u8> {
 
 /// What the programs at a hook do with a packet, one after the other.
 pub fn route_all<F: Frame, T: Tables>(hook: Hook, frame: &mut F, tables: &mut T) -> Verdict {
-    let verdict = match route::route(hook, frame, tables) {
-        Verdict::Rest => route::rest(hook, frame, tables),
-        verdict => verdict,
-    };
-    match verdict {
-        Verdict::Open => route::open(hook, frame, tables),
-        verdict => verdict,
+    let mut verdict = route::route(hook, frame, tables);
+    loop {
+        verdict = match verdict {
+            Verdict::Rest => route::rest(hook, frame, tables),
+            Verdict::Sctp => route::sctp(hook, frame, tables),
+            Verdict::Open => route::open(hook, frame, tables),
+            verdict => return verdict,
+        };
     }
 }
 

@@ -11,6 +11,7 @@ use crate::icmp;
 use crate::nat;
 use crate::packet::{self, Packet};
 use crate::reject;
+use crate::sctp;
 use crate::select::{Choice, Nobody, Side, select};
 use crate::service::{BackendFlags, Frontend, FrontendFlags, FrontendKey};
 use crate::tables::{InsertError, Overwrite, Tables};
@@ -96,7 +97,8 @@ impl Hook {
 #[inline(always)]
 pub fn route<F: Frame, T: Tables>(hook: Hook, frame: &mut F, tables: &mut T) -> Verdict {
     match packet::parse(frame) {
-        Ok(packet) => decide(hook, frame, tables, &packet),
+        Ok(packet) if packet.tuple.protocol() == Protocol::SCTP => Verdict::Sctp,
+        Ok(packet) => decide::<false, _, _>(hook, frame, tables, &packet),
         Err(Reason::Fragment | Reason::OtherProtocol) => Verdict::Rest,
         Err(reason) => Verdict::Pass(reason),
     }
@@ -106,7 +108,7 @@ pub fn route<F: Frame, T: Tables>(hook: Hook, frame: &mut F, tables: &mut T) -> 
 #[inline(always)]
 pub fn rest<F: Frame, T: Tables>(hook: Hook, frame: &mut F, tables: &mut T) -> Verdict {
     match fragment::parse(frame) {
-        Ok(Fragment::Whole(packet)) => decide(hook, frame, tables, &packet),
+        Ok(Fragment::Whole(packet)) => decide::<false, _, _>(hook, frame, tables, &packet),
         // It is translated as if it were the whole packet.
         Ok(Fragment::First(packet, key)) => {
             if tables.may_hold(Place::of_frontend(packet.tuple.destination().addr))
@@ -114,10 +116,19 @@ pub fn rest<F: Frame, T: Tables>(hook: Hook, frame: &mut F, tables: &mut T) -> V
             {
                 tables.remember_fragment(&key, &FragmentPorts::new(&packet.tuple, tables.now()));
             }
-            decide(hook, frame, tables, &packet)
+            decide::<false, _, _>(hook, frame, tables, &packet)
         }
         Ok(Fragment::Later(key)) => later_fragment(hook, frame, tables, &key),
         Err(Reason::OtherProtocol) => icmp_error(hook, frame, tables),
+        Err(reason) => Verdict::Pass(reason),
+    }
+}
+
+/// Decides about an SCTP packet of a known flow, or of none.
+#[inline(always)]
+pub fn sctp<F: Frame, T: Tables>(hook: Hook, frame: &mut F, tables: &mut T) -> Verdict {
+    match packet::parse(frame) {
+        Ok(packet) => decide::<true, _, _>(hook, frame, tables, &packet),
         Err(reason) => Verdict::Pass(reason),
     }
 }
@@ -140,7 +151,12 @@ pub fn open<F: Frame, T: Tables>(hook: Hook, frame: &mut F, tables: &mut T) -> V
 
 /// Translates a packet of a known flow.
 #[inline(always)]
-fn decide<F: Frame, T: Tables>(hook: Hook, frame: &mut F, tables: &mut T, packet: &Packet) -> Verdict {
+fn decide<const SCTP: bool, F: Frame, T: Tables>(
+    hook: Hook,
+    frame: &mut F,
+    tables: &mut T,
+    packet: &Packet,
+) -> Verdict {
     let (source, destination) = (packet.tuple.source(), packet.tuple.destination());
     let answer = matches!(hook, Hook::ToPod | Hook::ToNet) && tables.may_hold(Place::of_backend(source));
     let request = hook != Hook::ToPod && tables.may_hold(Place::of_frontend(destination.addr));
@@ -154,7 +170,7 @@ fn decide<F: Frame, T: Tables>(hook: Hook, frame: &mut F, tables: &mut T, packet
     // Known flows first, SYNs too: a repeated one must not choose again.
     if let Some(flow) = tables.flow(&packet.tuple) {
         if hook.translates(&flow) {
-            if let Some(verdict) = follow(frame, tables, packet, &flow) {
+            if let Some(verdict) = follow::<SCTP, _, _>(frame, tables, packet, &flow) {
                 return verdict;
             }
         } else if flow.alive(packet.tuple.protocol(), tables.now()) {
@@ -220,7 +236,7 @@ fn icmp_error<F: Frame, T: Tables>(hook: Hook, frame: &mut F, tables: &mut T) ->
 fn enter<F: Frame, T: Tables>(frame: &mut F, tables: &mut T, packet: &Packet, sender: Sender) -> Verdict {
     let (destination, protocol) = (packet.tuple.destination(), packet.tuple.protocol());
     let stale = tables.flow(&packet.tuple).map(|flow| (flow.state, flow.alive(protocol, tables.now())));
-    let middle = protocol == Protocol::TCP && !packet.flags.opens();
+    let middle = protocol != Protocol::UDP && !packet.flags.opens();
     if let Some((state, true)) = stale
         && middle
         && state.direction() == Direction::Forward
@@ -266,7 +282,7 @@ fn left_behind<T: Tables>(tables: &T, destination: Endpoint, protocol: Protocol)
 
 /// Translates a packet of a known flow; `None` if the entry no longer holds for it.
 #[inline(always)]
-fn follow<F: Frame, T: Tables>(
+fn follow<const SCTP: bool, F: Frame, T: Tables>(
     frame: &mut F,
     tables: &mut T,
     packet: &Packet,
@@ -297,7 +313,7 @@ fn follow<F: Frame, T: Tables>(
     if state != flow.state || now.since(flow.seen) >= REFRESH {
         keep(tables, &packet.tuple, flow, &to, state, now);
     }
-    Some(translate(frame, tables, packet, &to, &flow.seen_in(state), reason))
+    Some(translate::<SCTP, _, _>(frame, tables, packet, &to, &flow.seen_in(state), reason))
 }
 
 /// Whether a packet may as well go to another backend than the ones of its flow before it.
@@ -358,14 +374,23 @@ fn begin<F: Frame, T: Tables>(
     };
     let overwrite = if stale.is_some() { Overwrite::Yes } else { Overwrite::No };
     match tables.insert_flow(&packet.tuple, &forward, overwrite) {
+        Ok(()) if protocol == Protocol::SCTP => Verdict::Sctp,
         Ok(()) => {
             let moved = stale.is_some_and(|(state, alive)| alive && !state.closed());
             let reason = if moved { Reason::Moved } else { Reason::NewFlow };
-            translate(frame, tables, packet, &to, &forward, reason)
+            translate::<false, _, _>(frame, tables, packet, &to, &forward, reason)
         }
         // Another CPU has opened the flow meanwhile: its choice holds.
+        Err(InsertError::Exists) if protocol == Protocol::SCTP => Verdict::Sctp,
         Err(InsertError::Exists) => match tables.flow(&packet.tuple) {
-            Some(flow) => translate(frame, tables, packet, &flow.to(protocol), &flow, Reason::Established),
+            Some(flow) => translate::<false, _, _>(
+                frame,
+                tables,
+                packet,
+                &flow.to(protocol),
+                &flow,
+                Reason::Established,
+            ),
             None => Verdict::Drop(Reason::FlowTableFull),
         },
         Err(InsertError::Full) => Verdict::Drop(Reason::FlowTableFull),
@@ -519,7 +544,7 @@ fn refuse<F: Frame, T: Tables>(
 
 /// Gives a packet the tuple `to`, and sends it on as its flow's entry says.
 #[inline(always)]
-fn translate<F: Frame, T: Tables>(
+fn translate<const SCTP: bool, F: Frame, T: Tables>(
     frame: &mut F,
     tables: &T,
     packet: &Packet,
@@ -528,11 +553,20 @@ fn translate<F: Frame, T: Tables>(
     reason: Reason,
 ) -> Verdict {
     match send_on(frame, tables, packet.family, to, flow, reason) {
-        Ok(verdict) => match nat::rewrite(frame, packet, to) {
+        Ok(verdict) => match rewrite::<SCTP, _>(frame, packet, to) {
             Some(()) => verdict,
             None => Verdict::Drop(Reason::Truncated),
         },
         Err(verdict) => verdict,
+    }
+}
+
+/// Writes the tuple `to`, of SCTP if it may be that: its checksum takes code that other programs do without.
+#[inline(always)]
+fn rewrite<const SCTP: bool, F: Frame>(frame: &mut F, packet: &Packet, to: &Tuple) -> Option<()> {
+    match packet.tuple.protocol() {
+        Protocol::SCTP if SCTP => sctp::rewrite(frame, packet, to),
+        _ => nat::rewrite(frame, packet, to),
     }
 }
 

@@ -71,7 +71,8 @@ impl Chunk {
 pub fn rewrite<F: Frame>(frame: &mut F, packet: &Packet, to: &Tuple) -> Option<()> {
     let from = &packet.tuple;
     let (source, destination) = (to.source(), to.destination());
-    let at = packet.l4 + checksum_field(Protocol::SCTP);
+    let l4 = frame.place(packet.l4)?;
+    let at = l4 + checksum_field(Protocol::SCTP);
     let old: u32 = frame.load(at)?;
     let mut new = old;
     let difference = pair(from.source().port, from.destination().port) ^ pair(source.port, destination.port);
@@ -85,7 +86,7 @@ pub fn rewrite<F: Frame>(frame: &mut F, packet: &Packet, to: &Tuple) -> Option<(
     let addresses =
         Delta::NONE.addr(from.source().addr, source.addr).addr(from.destination().addr, destination.addr);
     write_addresses(frame, ETHERNET, packet.family, [source.addr, destination.addr], addresses)?;
-    frame.store(packet.l4, [source.port, destination.port])?;
+    frame.store(l4, [source.port, destination.port])?;
     frame.store(at, new)?;
     // The IPv4 header's checksum makes up for its addresses; a CRC makes up for nothing in a sum.
     let changed = match packet.family {

@@ -5,6 +5,8 @@
 pub enum Verdict {
     /// Not decided yet: [`route::rest`](crate::route::rest) does.
     Rest,
+    /// Not decided yet: [`route::sctp`](crate::route::sctp) does.
+    Sctp,
     /// Not decided yet: [`route::open`](crate::route::open) does.
     Open,
     /// On its way, untouched.
@@ -25,7 +27,7 @@ impl Verdict {
     /// Why.
     pub const fn reason(self) -> Reason {
         match self {
-            Self::Rest | Self::Open => Reason::NotService,
+            Self::Rest | Self::Sctp | Self::Open => Reason::NotService,
             Self::Pass(reason)
             | Self::Translated(reason)
             | Self::Return(reason)

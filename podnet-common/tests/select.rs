@@ -1,4 +1,5 @@
 //! The choice of a backend is uniform, and never of one that is not there.
+#![allow(clippy::unwrap_used, reason = "what is unexpected fails the test")]
 
 mod support;
 

@@ -1,4 +1,5 @@
 //! Services at the socket layer.
+#![allow(clippy::unwrap_used, reason = "what is unexpected fails the test")]
 
 mod support;
 

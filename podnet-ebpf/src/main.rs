@@ -26,66 +26,105 @@ use crate::tables::KernelTables;
 
 /// Runs at the ingress of interfaces that face pods: what pods send.
 #[classifier]
+#[inline(always)]
 pub fn from_pod(ctx: TcContext) -> i32 {
     route(&ctx, Hook::FromPod)
 }
 
 /// Runs at the egress of interfaces that face pods: what pods are sent.
 #[classifier]
+#[inline(always)]
 pub fn to_pod(ctx: TcContext) -> i32 {
     route(&ctx, Hook::ToPod)
 }
 
 /// Runs at the ingress of interfaces that face other machines: what they send to this node.
 #[classifier]
+#[inline(always)]
 pub fn from_net(ctx: TcContext) -> i32 {
     route(&ctx, Hook::FromNet)
 }
 
 /// Runs at the egress of interfaces that face other machines: what they are sent.
 #[classifier]
+#[inline(always)]
 pub fn to_net(ctx: TcContext) -> i32 {
     route(&ctx, Hook::ToNet)
 }
 
 /// Runs after `from_pod` for fragments and ICMP errors.
 #[classifier]
+#[inline(always)]
 pub fn from_pod_rest(ctx: TcContext) -> i32 {
     rest(&ctx, Hook::FromPod)
 }
 
 /// Runs after `to_pod` likewise.
 #[classifier]
+#[inline(always)]
 pub fn to_pod_rest(ctx: TcContext) -> i32 {
     rest(&ctx, Hook::ToPod)
 }
 
 /// Runs after `from_net` likewise.
 #[classifier]
+#[inline(always)]
 pub fn from_net_rest(ctx: TcContext) -> i32 {
     rest(&ctx, Hook::FromNet)
 }
 
 /// Runs after `to_net` likewise.
 #[classifier]
+#[inline(always)]
 pub fn to_net_rest(ctx: TcContext) -> i32 {
     rest(&ctx, Hook::ToNet)
 }
 
+/// Runs after `from_pod` for SCTP.
+#[classifier]
+#[inline(always)]
+pub fn from_pod_sctp(ctx: TcContext) -> i32 {
+    sctp(&ctx, Hook::FromPod)
+}
+
+/// Runs after `to_pod` likewise.
+#[classifier]
+#[inline(always)]
+pub fn to_pod_sctp(ctx: TcContext) -> i32 {
+    sctp(&ctx, Hook::ToPod)
+}
+
+/// Runs after `from_net` likewise.
+#[classifier]
+#[inline(always)]
+pub fn from_net_sctp(ctx: TcContext) -> i32 {
+    sctp(&ctx, Hook::FromNet)
+}
+
+/// Runs after `to_net` likewise.
+#[classifier]
+#[inline(always)]
+pub fn to_net_sctp(ctx: TcContext) -> i32 {
+    sctp(&ctx, Hook::ToNet)
+}
+
 /// Runs after `from_pod` for packets that may open a flow.
 #[classifier]
+#[inline(always)]
 pub fn from_pod_open(ctx: TcContext) -> i32 {
     open(&ctx, Hook::FromPod)
 }
 
 /// Runs after `from_net` likewise.
 #[classifier]
+#[inline(always)]
 pub fn from_net_open(ctx: TcContext) -> i32 {
     open(&ctx, Hook::FromNet)
 }
 
 /// Runs after `to_net` likewise.
 #[classifier]
+#[inline(always)]
 pub fn to_net_open(ctx: TcContext) -> i32 {
     open(&ctx, Hook::ToNet)
 }
@@ -105,9 +144,17 @@ fn rest(ctx: &TcContext, hook: Hook) -> i32 {
 }
 
 #[inline(always)]
+fn sctp(ctx: &TcContext, hook: Hook) -> i32 {
+    let Some(mut frame) = Skb::new(ctx) else { return TC_ACT_UNSPEC };
+    let verdict = route::sctp(hook, &mut frame, &mut KernelTables(ctx));
+    go_on(ctx, hook, verdict)
+}
+
+#[inline(always)]
 fn open(ctx: &TcContext, hook: Hook) -> i32 {
     let Some(mut frame) = Skb::new(ctx) else { return TC_ACT_UNSPEC };
-    finish(ctx, route::open(hook, &mut frame, &mut KernelTables(ctx)))
+    let verdict = route::open(hook, &mut frame, &mut KernelTables(ctx));
+    go_on(ctx, hook, verdict)
 }
 
 /// Carries out a verdict, or has another program find one: programs of their own keep the code that nearly
@@ -116,6 +163,7 @@ fn open(ctx: &TcContext, hook: Hook) -> i32 {
 fn go_on(ctx: &TcContext, hook: Hook, verdict: Verdict) -> i32 {
     let program = match verdict {
         Verdict::Rest => Program::Rest(hook),
+        Verdict::Sctp => Program::Sctp(hook),
         Verdict::Open => Program::Open(hook),
         verdict => return finish(ctx, verdict),
     };
@@ -129,7 +177,9 @@ fn go_on(ctx: &TcContext, hook: Hook, verdict: Verdict) -> i32 {
 fn finish(ctx: &TcContext, verdict: Verdict) -> i32 {
     report::count(verdict.reason());
     match verdict {
-        Verdict::Pass(_) | Verdict::Translated(_) | Verdict::Rest | Verdict::Open => TC_ACT_UNSPEC,
+        Verdict::Pass(_) | Verdict::Translated(_) | Verdict::Rest | Verdict::Sctp | Verdict::Open => {
+            TC_ACT_UNSPEC
+        }
         Verdict::Drop(_) => TC_ACT_SHOT,
         // SAFETY: `skb` is the context of this program, and `ifindex` one of its fields; the helper only
         // notes where the packet goes.

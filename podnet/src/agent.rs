@@ -1,6 +1,7 @@
 //! The agent: from events to the kernel.
 
-use std::net::SocketAddr;
+use std::collections::BTreeSet;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -75,7 +76,7 @@ pub async fn run(settings: Settings) -> Result<(), Error> {
     let mut addresses = Addresses::open().map_err(Error::system("a netlink socket"))?;
     let metrics = Arc::new(Metrics::new(settings.proxy.node.clone(), settings.kernel.bpffs.clone()));
     let mut agent = Agent::open(&settings, metrics.clone())?;
-    agent.index.set_local_addresses(addresses.next().await);
+    agent.set_addresses(addresses.next().await)?;
     if let Some(listener) = listener {
         tokio::spawn(admin::serve(listener, metrics));
     }
@@ -110,7 +111,9 @@ pub async fn run(settings: Settings) -> Result<(), Error> {
             _ = retry.tick(), if agent.is_ready() && agent.is_behind() => agent.retry(),
             news = interfaces.next(), if agent.is_ready() => agent.links(news),
             all = addresses.next() => {
-                agent.index.set_local_addresses(all);
+                if let Err(error) = agent.set_addresses(all) {
+                    warn!(%error, "answers to this node's new addresses are not recognised");
+                }
                 if agent.is_ready() {
                     agent.sync_unless_astray(&[]);
                 }
@@ -188,6 +191,13 @@ impl Agent {
         Ok(Self { index, planner, dataplane, facing, metrics, capacity, astray: None, networks_left_out: 0 })
     }
 
+    /// Takes note of this node's addresses.
+    fn set_addresses(&mut self, all: BTreeSet<IpAddr>) -> Result<(), kernel::Error> {
+        let admitted = self.dataplane.admit_node(all.iter().copied());
+        self.index.set_local_addresses(all);
+        admitted
+    }
+
     fn is_ready(&self) -> bool {
         self.metrics.is_ready()
     }
@@ -218,6 +228,9 @@ impl Agent {
     }
 
     fn ready(&mut self) {
+        if let Err(error) = kernel::reserve_ports() {
+            warn!(%error, "a socket of this node may get a source port of masqueraded connections");
+        }
         if let Err(error) = self.dataplane.take_over() {
             warn!(%error, "the take-over from an earlier agent is not complete");
         }

@@ -66,7 +66,8 @@ fn missing_tables_are_made_anew() -> Result<()> {
     for missing in [&["FLOWS"][..], &["FRONTENDS", "COUNTERS"], &["FILTER"], &["SLOTS", "BACKENDS", "NAMES"]]
     {
         scene.agent.terminate()?;
-        let maps = bpffs(&scene.node, &settings(&scene, &[])).join(format!("v{}/maps", podnet_common::abi::LAYOUT));
+        let maps =
+            bpffs(&scene.node, &settings(&scene, &[])).join(format!("v{}/maps", podnet_common::abi::LAYOUT));
         for name in missing {
             fs::remove_file(maps.join(name)).with_context(|| format!("{}", maps.display()))?;
         }

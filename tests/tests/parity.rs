@@ -121,6 +121,8 @@ impl Kernel {
             load(&mut ebpf, name);
             let rest = load(&mut ebpf, &format!("{name}_rest"));
             next.set(abi::Program::Rest(hook).index(), rest, 0).unwrap();
+            let sctp = load(&mut ebpf, &format!("{name}_sctp"));
+            next.set(abi::Program::Sctp(hook).index(), sctp, 0).unwrap();
             if hook != Hook::ToPod {
                 let open = load(&mut ebpf, &format!("{name}_open"));
                 next.set(abi::Program::Open(hook).index(), open, 0).unwrap();
@@ -224,7 +226,9 @@ fn now() -> Time {
 
 const fn return_code(verdict: Verdict) -> u32 {
     match verdict {
-        Verdict::Pass(_) | Verdict::Translated(_) | Verdict::Rest | Verdict::Open => TC_ACT_UNSPEC,
+        Verdict::Pass(_) | Verdict::Translated(_) | Verdict::Rest | Verdict::Sctp | Verdict::Open => {
+            TC_ACT_UNSPEC
+        }
         Verdict::Drop(_) => TC_ACT_SHOT,
         Verdict::Return(_) | Verdict::Forward(..) | Verdict::Inject(..) => TC_ACT_REDIRECT,
     }

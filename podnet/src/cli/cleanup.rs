@@ -20,7 +20,10 @@ pub(super) struct Cleanup {
 
 impl Cleanup {
     pub(super) fn run(self) -> Result<ExitCode, Error> {
-        let removed = kernel::cleanup(&self.bpffs.bpffs)?;
+        let mut removed = kernel::cleanup(&self.bpffs.bpffs)?;
+        if kernel::release_ports()? {
+            removed.push("reservation of the source ports of masqueraded connections".to_owned());
+        }
         if removed.is_empty() {
             print("there is nothing of podnet to remove")?;
         } else {

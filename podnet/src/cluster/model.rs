@@ -134,7 +134,7 @@ fn of_service(index: &Index, service: &Service) -> Vec<ServicePort> {
         if !service.ports.is_empty() {
             let rest = Frontend {
                 key: FrontendKey::rest_of(cluster_ip.into()),
-                kind: FrontendKind::CLUSTER_IP,
+                kind: FrontendKind::CLUSTER_IP_REST,
                 flags: FrontendFlags::NONE,
             };
             ports.push(ServicePort {

@@ -52,11 +52,15 @@ impl Side {
 pub(super) const INTERFACE_PROGRAMS: [&str; 4] = ["from_pod", "to_pod", "from_net", "to_net"];
 
 /// The programs that those leave packets to.
-pub(super) const NEXT_PROGRAMS: [(Program, &str); 7] = [
+pub(super) const NEXT_PROGRAMS: [(Program, &str); 11] = [
     (Program::Rest(Hook::FromPod), "from_pod_rest"),
     (Program::Rest(Hook::ToPod), "to_pod_rest"),
     (Program::Rest(Hook::FromNet), "from_net_rest"),
     (Program::Rest(Hook::ToNet), "to_net_rest"),
+    (Program::Sctp(Hook::FromPod), "from_pod_sctp"),
+    (Program::Sctp(Hook::ToPod), "to_pod_sctp"),
+    (Program::Sctp(Hook::FromNet), "from_net_sctp"),
+    (Program::Sctp(Hook::ToNet), "to_net_sctp"),
     (Program::Open(Hook::FromPod), "from_pod_open"),
     (Program::Open(Hook::FromNet), "from_net_open"),
     (Program::Open(Hook::ToNet), "to_net_open"),

@@ -1,6 +1,7 @@
 //! User space's side of [`podnet_common::filter`].
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::path::Path;
 
 use podnet_common::abi;
@@ -31,7 +32,17 @@ impl Filter {
     pub(super) fn admit(&mut self, changes: &Changes) -> Result<(), Error> {
         let frontends = changes.frontends.iter().map(|(key, _)| Place::of_frontend(key.endpoint().addr));
         let backends = changes.backends.iter().map(|(_, backend)| Place::of_backend(backend.endpoint()));
-        self.set(frontends.chain(backends))
+        // Sockets that were led to a backend go on sending to it when it no longer serves.
+        let all = changes.backends.iter().chain(&changes.gone);
+        let left = all.filter(|(_, backend)| !backend.serving());
+        let left = left.map(|(_, backend)| Place::of_frontend(backend.endpoint().addr));
+        self.set(frontends.chain(backends).chain(left))
+    }
+
+    /// Makes members of this node's addresses: answers to masqueraded clients and to the node itself go
+    /// there.
+    pub(super) fn admit_node(&mut self, addresses: impl Iterator<Item = IpAddr>) -> Result<(), Error> {
+        self.set(addresses.map(|ip| Place::of_frontend(ip.into())))
     }
 
     /// Makes members of all that the tables hold: for a filter that is newer than they are.

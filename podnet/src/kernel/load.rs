@@ -1,5 +1,6 @@
 //! Loading the programs, and making or adopting the maps they work on.
 
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
 use aya::maps::{MapData, ProgramArray};
@@ -100,6 +101,14 @@ impl Dataplane {
     pub fn apply(&mut self, changes: &Changes) -> Result<(), Error> {
         self.filter.admit(changes)?;
         self.tables.apply(changes)
+    }
+
+    /// Takes this node's addresses for what answers may be sent to.
+    ///
+    /// # Errors
+    /// When a map cannot be written.
+    pub fn admit_node(&mut self, addresses: impl IntoIterator<Item = IpAddr>) -> Result<(), Error> {
+        self.filter.admit_node(addresses.into_iter())
     }
 
     /// Attaches the programs to the interface `name`, or replaces those of an earlier agent.

@@ -16,6 +16,7 @@ mod error;
 mod filter;
 mod load;
 mod pins;
+mod ports;
 mod probe;
 mod staging;
 mod sys;
@@ -30,6 +31,7 @@ pub use attach::Side;
 pub use error::Error;
 pub use load::Dataplane;
 pub use pins::cleanup;
+pub use ports::{release_ports, reserve_ports};
 pub use probe::{Finding, Level, probe};
 pub use view::{Attachment, View};
 
