@@ -28,7 +28,7 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    Agent(agent::Agent),
+    Agent(Box<agent::Agent>),
     Services(services::Services),
     Status(status::Status),
     Check(check::Check),

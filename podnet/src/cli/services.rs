@@ -128,7 +128,6 @@ fn frontends(snapshot: &Snapshot) -> Vec<Frontend> {
                 kind: frontend.kind.name(),
                 protocol: match key.protocol() {
                     Protocol(0) => "any".to_owned(),
-                    Protocol(132) => "SCTP".to_owned(),
                     protocol => format!("{protocol:?}"),
                 },
                 address: socket.ip(),
@@ -246,7 +245,7 @@ mod tests {
                     ),
                 ),
                 (
-                    key("192.0.2.1:30080", Protocol(132)),
+                    key("192.0.2.1:30080", Protocol::SCTP),
                     local(FrontendKind::NODE_PORT, FrontendFlags::OUTSIDE_DROP, SlotRange::default()),
                 ),
             ],

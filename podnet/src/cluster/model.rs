@@ -430,7 +430,7 @@ mod tests {
                     port: 53}, {name: sctp, port: 53, protocol: SCTP}]}";
         let found = ports(&index(settings(), spec));
         let protocols: Vec<_> = found.iter().map(|port| port.protocol).collect();
-        assert_eq!(protocols, [Protocol::UDP, Protocol::TCP, Protocol(132), Protocol(0)]);
+        assert_eq!(protocols, [Protocol::UDP, Protocol::TCP, Protocol::SCTP, Protocol(0)]);
         assert!(found[..3].iter().all(|port| frontends(port) == ["ClusterIP 10.96.0.10:53 {}"]));
     }
 

@@ -32,9 +32,6 @@ const MAX_LABEL: usize = 63;
 /// The longest name of most other objects: that of a DNS subdomain.
 pub(super) const MAX_NAME: usize = 253;
 
-/// SCTP (RFC 9260).
-const SCTP: Protocol = Protocol(132);
-
 /// How long a client stays with its endpoint where the Service does not say: the API server's default.
 const AFFINITY: u32 = 10_800;
 /// The longest time that the API server takes.
@@ -542,7 +539,7 @@ pub(super) fn protocol(name: Option<&str>) -> Result<Protocol, String> {
     match name {
         None | Some("" | "TCP") => Ok(Protocol::TCP),
         Some("UDP") => Ok(Protocol::UDP),
-        Some("SCTP") => Ok(SCTP),
+        Some("SCTP") => Ok(Protocol::SCTP),
         Some(other) => Err(format!("{other:?} is not TCP, UDP or SCTP")),
     }
 }
