@@ -203,8 +203,7 @@ fn cluster_rights_denied_and_granted() -> Result<()> {
     let node = &cluster.nodes[0];
     let (pod, _server) = cluster.run_pod(node, "web-0", "web")?;
     let agent = Agent::spawn(node, settings)?;
-    agent.wait_for_log("forbidden")?;
-    ensure!(agent.log().contains("services"), "it does not say what it may not do:\n{}", agent.log());
+    agent.wait_for_log("services is forbidden").context("it does not say what it may not do")?;
     // One line for each kind, however often it tries.
     thread::sleep(Duration::from_secs(6));
     let told = agent.log().lines().filter(|line| line.contains("forbidden")).count();
