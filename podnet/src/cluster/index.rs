@@ -331,6 +331,7 @@ mod tests {
             family: Family::V4,
             ports: Vec::new(),
             endpoints: Vec::new(),
+            trigger: None,
         }))
     }
 

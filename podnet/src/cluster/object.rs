@@ -11,6 +11,7 @@ use ipnet::IpNet;
 use k8s_openapi::api::core::v1 as core;
 use k8s_openapi::api::discovery::v1 as discovery;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use k8s_openapi::jiff::Timestamp;
 use podnet_common::wire::{Addr, Family, Protocol};
 use thiserror::Error;
 use tracing::warn;
@@ -26,6 +27,8 @@ const OUR_NAME: &str = "podnet";
 const HEADLESS: &str = "service.kubernetes.io/headless";
 /// The label by which a slice names its Service.
 const SERVICE_NAME: &str = "kubernetes.io/service-name";
+/// The annotation by which a slice tells when the change began that it is the outcome of.
+const TRIGGER_TIME: &str = "endpoints.kubernetes.io/last-change-trigger-time";
 
 /// The longest name of a namespace, a Service or a port: that of a DNS label (RFC 1123).
 const MAX_LABEL: usize = 63;
@@ -57,6 +60,11 @@ impl Key {
     /// The key of `name`, which is in no namespace.
     pub fn global(name: &str) -> Self {
         Self(name.into())
+    }
+
+    /// The namespace and the name.
+    pub fn parts(&self) -> (&str, &str) {
+        self.0.split_once('/').unwrap_or_default()
     }
 }
 
@@ -235,6 +243,8 @@ pub struct EndpointSlice {
     pub ports: Vec<TargetPort>,
     /// The endpoints.
     pub endpoints: Vec<Endpoint>,
+    /// When what the slice tells began to happen: a Pod or the Service changed.
+    pub trigger: Option<Timestamp>,
 }
 
 /// An endpoint of a slice.
@@ -437,6 +447,8 @@ impl Parse for discovery::EndpointSlice {
             }
             _ => return Ok(None),
         };
+        // As for kube-proxy, what is no time is no trigger.
+        let trigger = annotation(&self.metadata, TRIGGER_TIME).and_then(|time| time.parse().ok());
         let family = match self.address_type.as_str() {
             "IPv4" => Family::V4,
             "IPv6" => Family::V6,
@@ -479,7 +491,7 @@ impl Parse for discovery::EndpointSlice {
                 terminating: conditions.terminating.unwrap_or(false),
             });
         }
-        Ok(Some(Object::EndpointSlice(EndpointSlice { key, service, family, ports, endpoints })))
+        Ok(Some(Object::EndpointSlice(EndpointSlice { key, service, family, ports, endpoints, trigger })))
     }
 }
 
@@ -521,6 +533,10 @@ pub(super) fn names(kind: Kind, metadata: &ObjectMeta, max_name: usize) -> Resul
 pub(super) fn label<'a>(metadata: &'a ObjectMeta, name: &str) -> Option<&'a str> {
     let labels: &BTreeMap<String, String> = metadata.labels.as_ref()?;
     labels.get(name).map(String::as_str)
+}
+
+fn annotation<'a>(metadata: &'a ObjectMeta, name: &str) -> Option<&'a str> {
+    metadata.annotations.as_ref()?.get(name).map(String::as_str)
 }
 
 pub(super) fn number(port: i32) -> Option<u16> {
@@ -736,6 +752,22 @@ mod tests {
         assert_eq!(of(json!({SERVICE_NAME: "web"}), "FQDN"), None);
         assert_eq!(of(json!({}), "IPv4"), None);
         assert_eq!(of(json!({SERVICE_NAME: "web", HEADLESS: ""}), "IPv4"), None);
+    }
+
+    #[test]
+    fn a_slice_tells_when_its_change_began() {
+        let of = |annotations: serde_json::Value| {
+            let parsed = slice(json!({
+                "metadata": {"name": "s", "labels": {SERVICE_NAME: "web"}, "annotations": annotations},
+                "addressType": "IPv4", "endpoints": [],
+            }));
+            let Ok(Some(Object::EndpointSlice(slice))) = parsed else { panic!("{parsed:?}") };
+            slice.trigger
+        };
+        let trigger = of(json!({TRIGGER_TIME: "2026-11-25T00:12:06.5Z"})).unwrap();
+        assert_eq!(trigger.as_millisecond(), 1_795_565_526_500);
+        assert_eq!(of(json!({})), None);
+        assert_eq!(of(json!({TRIGGER_TIME: "yesterday"})), None);
     }
 
     #[test]

@@ -98,6 +98,7 @@ impl Service {
                 endpoints: endpoints
                     .map(|endpoint| object::Endpoint::new(Addr::from(IpAddr::V4(*endpoint.ip()))))
                     .collect(),
+                trigger: None,
             })
         })
     }
