@@ -8,6 +8,7 @@ use thiserror::Error;
 
 use crate::cluster::files::FilesError;
 use crate::cluster::watch::ConnectError;
+use crate::config::ConfigError;
 use crate::kernel;
 
 /// An error that ends a command. Each names the thing, the reason and the fix.
@@ -22,6 +23,9 @@ pub enum Error {
     /// With the directory of manifests.
     #[error(transparent)]
     Files(#[from] FilesError),
+    /// With kube-proxy's configuration.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
     /// The address for metrics cannot be had.
     #[error("listening on {address}: {source}: name another address with --metrics-listen, or off")]
     Listen {

@@ -10,6 +10,7 @@ pub mod agent;
 pub mod changes;
 pub mod cli;
 pub mod cluster;
+pub mod config;
 pub mod error;
 pub mod interfaces;
 pub mod kernel;

@@ -125,16 +125,7 @@ impl Document<'_> {
     }
 
     fn read<T: DeserializeOwned>(&self) -> Result<T, Broken> {
-        serde_saphyr::from_str(self.text).map_err(|error| {
-            let error = error.without_snippet();
-            let place = error.location();
-            let mut reason = error.to_string();
-            if let Some(end) = place.and_then(|_| reason.rfind(" at line ")) {
-                reason.truncate(end);
-            }
-            let (line, column) = place.map_or((1, 1), |place| (place.line(), place.column()));
-            Broken { line: self.offset + line, column, reason }
-        })
+        read(self.text).map_err(|broken| Broken { line: self.offset + broken.line, ..broken })
     }
 
     /// The document as a whole is at fault: its first line with something in it.
@@ -148,6 +139,23 @@ impl Document<'_> {
     fn invalid(&self, invalid: &Invalid) -> Broken {
         self.broken(&invalid.to_string())
     }
+}
+
+/// Reads a text of one document.
+///
+/// # Errors
+/// [`Broken`] where it is not what is expected.
+pub fn read<T: DeserializeOwned>(text: &str) -> Result<T, Broken> {
+    serde_saphyr::from_str(text).map_err(|error| {
+        let error = error.without_snippet();
+        let place = error.location();
+        let mut reason = error.to_string();
+        if let Some(end) = place.and_then(|_| reason.rfind(" at line ")) {
+            reason.truncate(end);
+        }
+        let (line, column) = place.map_or((1, 1), |place| (place.line(), place.column()));
+        Broken { line, column, reason }
+    })
 }
 
 #[cfg(test)]
