@@ -6,6 +6,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use k8s_openapi::jiff::Timestamp;
+use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinHandle;
 use tokio::time::{MissedTickBehavior, interval};
@@ -19,12 +21,15 @@ use crate::cluster::model::{service_networks, service_networks_left_out, service
 use crate::cluster::node::ProxySettings;
 use crate::cluster::object::Key;
 use crate::cluster::{Event, Feed, feed, watch};
+use crate::config::{Datapath, OomScoreAdj};
 use crate::error::Error;
+use crate::health::{Health, Moment};
 use crate::interfaces::{Action, Facing, Interfaces, News, Patterns};
 use crate::kernel::{self, Dataplane, Side};
 use crate::metrics::Metrics;
 use crate::output;
 use crate::plan::{Plan, Planner, Table};
+use crate::progress::{Change, Progress};
 
 /// How long what failed or found no room waits until it is tried again.
 const RETRY: Duration = Duration::from_secs(1);
@@ -45,8 +50,14 @@ pub struct Settings {
     pub node_interfaces: Patterns,
     /// How this node serves what the cluster wants.
     pub proxy: ProxySettings,
-    /// Where metrics and health are served, if anywhere.
-    pub metrics_listen: Option<SocketAddr>,
+    /// What kube-proxy's settings ask for besides.
+    pub datapath: Datapath,
+    /// Where load balancers and probes ask for health, if anywhere.
+    pub healthz: Option<SocketAddr>,
+    /// Where metrics are served, if anywhere.
+    pub metrics: Option<SocketAddr>,
+    /// How readily the kernel ends the agent, if that is not to stay as it is.
+    pub oom_score_adj: Option<OomScoreAdj>,
     /// Whether to end once what is there at the start is in the kernel.
     pub once: bool,
 }
@@ -67,19 +78,20 @@ pub enum Source {
 pub async fn run(settings: Settings) -> Result<(), Error> {
     let mut terminated = signal(SignalKind::terminate()).map_err(Error::system("SIGTERM"))?;
     let mut interrupted = signal(SignalKind::interrupt()).map_err(Error::system("SIGINT"))?;
-    let listener = match settings.metrics_listen {
-        Some(address) => Some(admin::listen(address).await?),
-        None => None,
-    };
+    let servers = Servers::open(&settings)?;
+    if let Some(score) = settings.oom_score_adj
+        && let Err(error) = score.apply()
+    {
+        warn!(%error, "the score by which the kernel ends processes stays as it is");
+    }
     let source = OpenSource::open(&settings).await?;
     let mut interfaces = Interfaces::open().map_err(Error::system("a netlink socket"))?;
     let mut addresses = Addresses::open().map_err(Error::system("a netlink socket"))?;
     let metrics = Arc::new(Metrics::new(settings.proxy.node.clone(), settings.kernel.bpffs.clone()));
-    let mut agent = Agent::open(&settings, metrics.clone())?;
+    let health = Arc::new(Health::default());
+    let mut agent = Agent::open(&settings, health.clone(), metrics.clone())?;
     agent.set_addresses(addresses.next().await)?;
-    if let Some(listener) = listener {
-        tokio::spawn(admin::serve(listener, metrics));
-    }
+    servers.start(health, metrics);
     let (feed, mut events) = feed();
     let source = tokio::spawn(source.run(feed));
 
@@ -92,10 +104,11 @@ pub async fn run(settings: Settings) -> Result<(), Error> {
             received = events.recv() => {
                 let Some((read, event)) = received else { return Err(ended(source).await) };
                 let mut batch = vec![read];
-                agent.handle(event);
+                let now = Moment::now();
+                agent.handle(event, now);
                 while batch.len() < BATCH && let Ok((read, event)) = events.try_recv() {
                     batch.push(read);
-                    agent.handle(event);
+                    agent.handle(event, now);
                 }
                 if agent.is_ready() {
                     agent.sync_unless_astray(&batch);
@@ -134,6 +147,33 @@ async fn ended(source: JoinHandle<()>) -> Error {
     Error::Source { reason }
 }
 
+/// The agent's own servers, at addresses that are theirs already.
+struct Servers {
+    healthz: Option<TcpListener>,
+    metrics: Option<TcpListener>,
+}
+
+impl Servers {
+    fn open(settings: &Settings) -> Result<Self, Error> {
+        let listen = |address: Option<SocketAddr>, flag| {
+            address.map(|address| admin::listen(address, flag)).transpose()
+        };
+        Ok(Self {
+            healthz: listen(settings.healthz, "--healthz-bind-address")?,
+            metrics: listen(settings.metrics, "--metrics-bind-address")?,
+        })
+    }
+
+    fn start(self, health: Arc<Health>, metrics: Arc<Metrics>) {
+        if let Some(listener) = self.metrics {
+            tokio::spawn(admin::serve(listener, "/metrics", admin::metrics_router(metrics.clone())));
+        }
+        if let Some(listener) = self.healthz {
+            tokio::spawn(admin::serve(listener, "/healthz", admin::health_router(health, metrics)));
+        }
+    }
+}
+
 /// A source that is there to be read.
 enum OpenSource {
     Cluster { client: kube::Client, node: String },
@@ -165,6 +205,7 @@ struct Agent {
     dataplane: Dataplane,
     facing: Facing,
     metrics: Arc<Metrics>,
+    progress: Progress,
     capacity: crate::changes::Capacity,
     /// How many networks of ServiceCIDRs the kernel does not take.
     networks_left_out: usize,
@@ -173,7 +214,7 @@ struct Agent {
 }
 
 impl Agent {
-    fn open(settings: &Settings, metrics: Arc<Metrics>) -> Result<Self, Error> {
+    fn open(settings: &Settings, health: Arc<Health>, metrics: Arc<Metrics>) -> Result<Self, Error> {
         let dataplane = Dataplane::open(&settings.kernel)?;
         let memory = dataplane.memory()?;
         let total: u64 = memory.iter().map(|(_, bytes)| bytes).sum();
@@ -187,8 +228,17 @@ impl Agent {
             settings.node_interfaces.clone(),
             dataplane.attached_interfaces()?,
         );
-        let index = Index::new(settings.proxy.clone());
-        Ok(Self { index, planner, dataplane, facing, metrics, capacity, astray: None, networks_left_out: 0 })
+        Ok(Self {
+            index: Index::new(settings.proxy.clone()),
+            planner,
+            dataplane,
+            facing,
+            progress: Progress::new(health, metrics.clone(), Timestamp::now()),
+            metrics,
+            capacity,
+            networks_left_out: 0,
+            astray: None,
+        })
     }
 
     /// Takes note of this node's addresses.
@@ -207,11 +257,14 @@ impl Agent {
         self.astray.is_some() || self.planner.is_waiting() || self.facing.is_behind()
     }
 
-    fn handle(&mut self, event: Event) {
+    fn handle(&mut self, event: Event, now: Moment) {
         match &event {
             Event::Apply(object) => self.metrics.event(object.kind()),
             Event::Delete(kind, _) => self.metrics.event(*kind),
             Event::Listing(_) | Event::Listed(_) | Event::Refused(_) => {}
+        }
+        if let Some(change) = Change::of(&event) {
+            self.progress.read(change, !self.index.knows(&event), now);
         }
         self.index.handle(event);
     }
@@ -219,10 +272,12 @@ impl Agent {
     /// Brings the tables, whatever an earlier agent has left in them, to what the source says, and then
     /// lets sockets use them.
     fn start(&mut self, batch: &[Instant]) -> Result<(), Error> {
+        let start = Instant::now();
         self.index.take_dirty();
         self.set_networks();
         let plan = self.reconcile();
         self.carry_out(plan, batch)?;
+        self.progress.done(start.elapsed(), Moment::now());
         self.dataplane.attach_sockets()?;
         Ok(())
     }
@@ -257,15 +312,18 @@ impl Agent {
 
     /// Carries out what has changed; what fails is tried again later.
     fn sync(&mut self, batch: &[Instant]) {
+        let start = Instant::now();
         let done = self.next_plan().and_then(|plan| self.carry_out(plan, batch));
         match done {
             Ok(()) => {
+                self.progress.done(start.elapsed(), Moment::now());
                 if self.astray.take().is_some() {
                     info!("changes are carried out again");
                 }
             }
             Err(error) => {
                 self.metrics.failures.inc();
+                self.progress.failed(Moment::now());
                 let reason = error.to_string();
                 if self.astray.as_ref() != Some(&reason) {
                     error!(%error, "changes could not be carried out; podnet tries again");

@@ -26,11 +26,13 @@ pub enum Error {
     /// With kube-proxy's configuration.
     #[error(transparent)]
     Config(#[from] ConfigError),
-    /// The address for metrics cannot be had.
-    #[error("listening on {address}: {source}: name another address with --metrics-listen, or off")]
+    /// The address for one of the agent's servers cannot be had.
+    #[error("listening on {address}: {source}: name another address with {flag}, or off")]
     Listen {
         /// The address.
         address: SocketAddr,
+        /// The flag that names it.
+        flag: &'static str,
         /// Why.
         source: io::Error,
     },

@@ -1,11 +1,13 @@
 //! What podnet counts about itself.
 
+pub mod kube_proxy;
+
 use std::fmt;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use prometheus_client::collector::Collector;
-use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric, text};
+use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric, prometheus_text, text};
 use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::counter::{ConstCounter, Counter};
 use prometheus_client::metrics::family::Family;
@@ -19,6 +21,7 @@ use crate::changes::Changes;
 use crate::cluster::object::Kind;
 use crate::kernel::View;
 use crate::plan::{Planner, Table};
+use kube_proxy::KubeProxy;
 
 type Label = [(&'static str, &'static str); 1];
 
@@ -42,14 +45,42 @@ pub struct Metrics {
     full: Family<Label, Gauge>,
     /// Interfaces that face pods.
     pub interfaces: Gauge,
+    /// What kube-proxy counts about itself.
+    pub kube_proxy: KubeProxy,
+}
+
+/// The text formats of metrics.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Format {
+    /// That of OpenMetrics.
+    OpenMetrics,
+    /// The older one of Prometheus.
+    Prometheus,
+}
+
+impl Format {
+    /// The best one that a client takes, by the header `Accept`.
+    pub fn accepted(accept: &str) -> Self {
+        if accept.contains("application/openmetrics-text") { Self::OpenMetrics } else { Self::Prometheus }
+    }
+
+    /// The value of the header `Content-Type`.
+    pub const fn content_type(self) -> &'static str {
+        match self {
+            Self::OpenMetrics => "application/openmetrics-text; version=1.0.0; charset=utf-8",
+            Self::Prometheus => prometheus_text::CONTENT_TYPE,
+        }
+    }
 }
 
 impl Metrics {
     /// Metrics of an agent on `node`; the kernel's counters are read from under `bpffs`.
     pub fn new(node: String, bpffs: PathBuf) -> Self {
         let histogram = || Histogram::new(exponential_buckets(0.0001, 2.0, 18));
+        let mut registry = Registry::default();
+        let kube_proxy = KubeProxy::register(registry.sub_registry_with_prefix("kubeproxy"));
         let mut metrics = Self {
-            registry: Registry::with_prefix("podnet"),
+            registry,
             ready: AtomicBool::new(false),
             events: Family::default(),
             writes: Family::default(),
@@ -60,9 +91,10 @@ impl Metrics {
             capacity: Family::default(),
             full: Family::default(),
             interfaces: Gauge::default(),
+            kube_proxy,
         };
         let agent = Info::new([("version", env!("CARGO_PKG_VERSION").to_owned()), ("node", node)]);
-        let it = &mut metrics.registry;
+        let it = metrics.registry.sub_registry_with_prefix("podnet");
         it.register("agent", "The agent that runs", agent);
         it.register("events", "Events of objects, by kind", metrics.events.clone());
         it.register("table_writes", "Writes to the kernel's tables", metrics.writes.clone());
@@ -116,11 +148,14 @@ impl Metrics {
         self.ready.store(true, Ordering::Relaxed);
     }
 
-    /// All metrics in the text format of OpenMetrics.
-    pub fn encode(&self) -> String {
+    /// All metrics.
+    pub fn encode(&self, format: Format) -> String {
         let mut encoded = String::new();
         // Writing to a string cannot fail.
-        let _ = text::encode(&mut encoded, &self.registry);
+        let _ = match format {
+            Format::OpenMetrics => text::encode(&mut encoded, &self.registry),
+            Format::Prometheus => prometheus_text::encode(&mut encoded, &self.registry),
+        };
         encoded
     }
 }
@@ -161,7 +196,7 @@ mod tests {
         metrics.event(Kind::Service);
         metrics.tables(&Planner::adopt(&Capacity::default(), &Snapshot::default()));
         metrics.latency.observe(0.003);
-        let text = metrics.encode();
+        let text = metrics.encode(Format::OpenMetrics);
         for line in [
             "podnet_agent_info{version=\"0.1.0\",node=\"node-a\"} 1",
             "podnet_events_total{kind=\"Service\"} 1",

@@ -305,7 +305,8 @@ pub fn arguments(node: &Node, settings: &Settings) -> Vec<String> {
         ("--socket-lb", settings.socket_lb.to_string()),
         ("--attach", settings.attach.to_owned()),
         ("--pod-interfaces", "veth*".to_owned()),
-        ("--metrics-listen", "off".to_owned()),
+        ("--metrics-bind-address", "off".to_owned()),
+        ("--healthz-bind-address", "off".to_owned()),
         ("--log-format", "human".to_owned()),
         // Small tables are made and read quickly.
         ("--max-frontends", "1024".to_owned()),

@@ -140,7 +140,7 @@ fn placeholder_of_the_api_server() -> Result<()> {
     let Some((_lab, node, _)) = lab()? else { return Ok(()) };
     let podnet = require::podnet().context("there is no podnet binary")?;
     let mut command = node.place().command("timeout")?;
-    command.arg("20").arg(podnet).args(["agent", "--metrics-listen", "off"]);
+    command.arg("20").arg(podnet).arg("agent");
     command.env_remove("PODNET_KUBECONFIG").env("KUBERNETES_SERVICE_HOST", "192.0.2.1");
     command.env("KUBERNETES_SERVICE_PORT", "6443");
     fails(&command.output()?, 1, &["KUBERNETES_SERVICE_HOST", "192.0.2.1", "without a Service"])
@@ -216,8 +216,8 @@ fn port_taken() -> Result<()> {
     let Some((_lab, node, manifests)) = lab()? else { return Ok(()) };
     let server = peer::Server::at_port(node.place(), "squatter", 10_249)?;
     let mut settings = Settings::new(&manifests, SocketLb::Off);
-    settings.further = vec!["--metrics-listen".to_owned(), "127.0.0.1:10249".to_owned()];
-    fails(&run_agent(&node, &settings)?, 1, &["127.0.0.1:10249", "--metrics-listen"])?;
+    settings.further = vec!["--metrics-bind-address".to_owned(), "127.0.0.1:10249".to_owned()];
+    fails(&run_agent(&node, &settings)?, 1, &["127.0.0.1:10249", "--metrics-bind-address"])?;
     drop(server);
     drop(Agent::start(&node, Settings::new(&manifests, SocketLb::Off))?);
     Ok(())

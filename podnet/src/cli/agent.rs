@@ -2,19 +2,18 @@
 
 use std::convert::Infallible;
 use std::io::{IsTerminal, stderr};
-use std::net::{AddrParseError, SocketAddr};
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::str::FromStr;
 
 use clap::builder::RangedU64ValueParser;
 use clap::{Args, ValueEnum};
+use tracing::warn;
 use tracing_subscriber::EnvFilter;
 
 use super::kernel::Kernel;
 use crate::agent::{self, Settings, Source};
 use crate::changes::Capacity;
-use crate::cluster::node::{NodePortAddresses, ProxySettings};
+use crate::config::{File, Options};
 use crate::error::Error;
 use crate::interfaces::Patterns;
 use crate::kernel::AttachMode;
@@ -29,13 +28,9 @@ pub(super) struct Agent {
     #[arg(long, value_name = "DIR", env = "PODNET_MANIFESTS", conflicts_with = "kubeconfig")]
     manifests: Option<PathBuf>,
 
-    /// How to reach the API server [default: as a Pod of the cluster, else as kubectl would]
-    #[arg(long, value_name = "FILE", env = "PODNET_KUBECONFIG")]
-    kubeconfig: Option<PathBuf>,
-
-    /// The name of this node [default: the host's name]
-    #[arg(long, value_name = "NAME", env = "NODE_NAME")]
-    node_name: Option<String>,
+    /// Read kube-proxy's settings from this KubeProxyConfiguration; flags win over it
+    #[arg(long, value_name = "FILE", env = "PODNET_CONFIG")]
+    config: Option<PathBuf>,
 
     /// The interfaces that face pods: globs, separated by commas
     #[arg(
@@ -58,24 +53,9 @@ pub(super) struct Agent {
     )]
     node_interfaces: Patterns,
 
-    /// Which of the node's addresses NodePorts are at: `primary`, those it is known by, or networks separated by
-    /// commas (0.0.0.0/0: all but loopback)
-    #[arg(
-        long,
-        value_name = "primary|CIDRS",
-        env = "PODNET_NODE_PORT_ADDRESSES",
-        default_value_t,
-        alias = "nodeport-addresses"
-    )]
-    node_port_addresses: NodePortAddresses,
-
     /// Have NodePorts at 127.0.0.1 and ::1 too, for the node's own processes
     #[arg(long, env = "PODNET_LOCALHOST_NODE_PORTS")]
     localhost_node_ports: bool,
-
-    /// Give all connections to ClusterIPs the node's address as their source
-    #[arg(long, env = "PODNET_MASQUERADE_ALL")]
-    masquerade_all: bool,
 
     #[command(flatten)]
     kernel: Kernel,
@@ -83,10 +63,6 @@ pub(super) struct Agent {
     /// How programs are attached to interfaces
     #[arg(long, value_enum, env = "PODNET_ATTACH", default_value_t)]
     attach: AttachMode,
-
-    /// Where to serve /metrics, /healthz and /livez, or `off`
-    #[arg(long, value_name = "ADDRESS", env = "PODNET_METRICS_LISTEN", default_value = "127.0.0.1:10249")]
-    metrics_listen: Listen,
 
     /// How to log, to standard error; PODNET_LOG sets what, as in `podnet=debug`
     #[arg(long, value_enum, env = "PODNET_LOG_FORMAT", default_value_t)]
@@ -98,6 +74,9 @@ pub(super) struct Agent {
 
     #[command(flatten)]
     sizes: Sizes,
+
+    #[command(flatten)]
+    options: Options,
 }
 
 /// The sizes of the kernel's tables.
@@ -139,18 +118,6 @@ fn patterns(text: &str) -> Result<Patterns, Infallible> {
     text.parse()
 }
 
-/// An address to listen on, if any.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Listen(Option<SocketAddr>);
-
-impl FromStr for Listen {
-    type Err = AddrParseError;
-
-    fn from_str(text: &str) -> Result<Self, AddrParseError> {
-        if text == "off" { Ok(Self(None)) } else { text.parse().map(|address| Self(Some(address))) }
-    }
-}
-
 #[derive(Clone, Copy, Debug, Default, ValueEnum)]
 enum LogFormat {
     /// For people on a terminal, else JSON.
@@ -176,13 +143,16 @@ impl Agent {
     }
 
     fn settings(self) -> Result<Settings, Error> {
-        let node = match self.node_name {
+        let file = self.config.as_deref().map(File::read).transpose()?.unwrap_or_default();
+        let options = self.options.or(file.options);
+        warn_of_no_effect(&options, &file.unknown);
+        let node = match options.node() {
             Some(name) => name,
             None => host_name()?,
         };
         let source = match self.manifests {
             Some(directory) => Source::Manifests(directory),
-            None => Source::Cluster(self.kubeconfig),
+            None => Source::Cluster(options.kubeconfig.clone()),
         };
         let capacity = Capacity {
             frontends: self.sizes.max_frontends,
@@ -196,13 +166,11 @@ impl Agent {
             kernel: self.kernel.settings(self.attach, capacity),
             pod_interfaces: self.pod_interfaces,
             node_interfaces: self.node_interfaces,
-            proxy: ProxySettings {
-                node,
-                node_port_addresses: self.node_port_addresses,
-                localhost_node_ports: self.localhost_node_ports,
-                masquerade_all: self.masquerade_all,
-            },
-            metrics_listen: self.metrics_listen.0,
+            proxy: options.proxy(node, self.localhost_node_ports),
+            datapath: options.datapath(),
+            healthz: options.healthz(),
+            metrics: options.metrics(),
+            oom_score_adj: options.oom_score_adj,
             once: self.once,
         })
     }
@@ -210,7 +178,18 @@ impl Agent {
 
 fn host_name() -> Result<String, Error> {
     let name = nix::unistd::gethostname().map_err(|error| Error::system("the host's name")(error.into()))?;
-    Ok(name.to_string_lossy().into_owned())
+    Ok(name.to_string_lossy().to_lowercase())
+}
+
+fn warn_of_no_effect(options: &Options, unknown: &[String]) {
+    let mut settings = options.without_effect();
+    settings.extend(unknown.iter().map(String::as_str));
+    if !settings.is_empty() {
+        warn!(
+            settings = settings.join(", "),
+            "settings of kube-proxy without effect in this version of podnet"
+        );
+    }
 }
 
 fn start_log(format: LogFormat) {
@@ -223,17 +202,5 @@ fn start_log(format: LogFormat) {
         LogFormat::Auto if !terminal => log.json().flatten_event(true).init(),
         LogFormat::Json => log.json().flatten_event(true).init(),
         LogFormat::Auto | LogFormat::Human => log.with_target(false).init(),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn listening_can_be_off() {
-        assert_eq!("off".parse(), Ok(Listen(None)));
-        assert_eq!("[::1]:80".parse(), Ok(Listen("[::1]:80".parse().ok())));
-        assert!("80".parse::<Listen>().is_err());
     }
 }

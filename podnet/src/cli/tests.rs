@@ -32,7 +32,7 @@ fn arguments_are_consistent() {
 fn wrong_usage_names_the_flag() {
     for (arguments, flag) in [
         (["podnet", "agent", "--max-slots=0"].as_slice(), "--max-slots"),
-        (&["podnet", "agent", "--metrics-listen=80"], "--metrics-listen"),
+        (&["podnet", "agent", "--metrics-bind-address=80"], "--metrics-bind-address"),
         (&["podnet", "agent", "--manifests=a", "--kubeconfig=b"], "--manifests"),
     ] {
         let error = Cli::try_parse_from(arguments).unwrap_err();

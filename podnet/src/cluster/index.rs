@@ -76,6 +76,19 @@ impl Index {
         Self { settings, ..Self::default() }
     }
 
+    /// Whether what an event says of a Service or a slice is known already.
+    pub fn knows(&self, event: &Event) -> bool {
+        match event {
+            Event::Apply(Object::Service(service)) => {
+                self.services.objects.get(&service.key) == Some(service)
+            }
+            Event::Apply(Object::EndpointSlice(slice)) => self.slices.objects.get(&slice.key) == Some(slice),
+            Event::Delete(Kind::Service, key) => !self.services.objects.contains_key(key),
+            Event::Delete(Kind::EndpointSlice, key) => !self.slices.objects.contains_key(key),
+            _ => false,
+        }
+    }
+
     /// Takes an event in.
     pub fn handle(&mut self, event: Event) {
         match event {

@@ -200,7 +200,7 @@ fn agent(count: u32) -> Result<Whole> {
     let mut command = node.place().command(podnet)?;
     command.arg("agent").arg("--manifests").arg(manifests.folder());
     command.arg("--bpffs").arg(node.bpffs()).arg("--cgroup").arg(&node.place().cgroup);
-    command.args(["--node-name", "node", "--metrics-listen", "off"]);
+    command.args(["--node-name", "node", "--metrics-bind-address", "off", "--healthz-bind-address", "off"]);
     let log = lab.folder("logs")?.join("agent.log");
     let start = Instant::now();
     let mut process = Process::start("podnet agent", command, &log)?;
