@@ -1,0 +1,305 @@
+//! Health checks of Services with `externalTrafficPolicy: Local`: their load balancers ask each node, at the
+//! port `healthCheckNodePort`, whether it has endpoints.
+//!
+//! Answers are those of kube-proxy (`pkg/proxy/healthcheck/service_health.go`).
+
+use std::collections::HashMap;
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Instant;
+
+use axum::Router;
+use axum::extract::State;
+use axum::response::IntoResponse;
+use serde::Serialize;
+use serde_json::ser::{PrettyFormatter, Serializer};
+use tokio::net::TcpListener;
+use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
+use tracing::{debug, error};
+
+use crate::admin::{JSON, bind, no_such_family, status};
+use crate::cluster::object::Key;
+use crate::health::Health;
+
+/// All addresses of the node.
+pub const ALL_ADDRESSES: [IpAddr; 2] = [IpAddr::V4(Ipv4Addr::UNSPECIFIED), IpAddr::V6(Ipv6Addr::UNSPECIFIED)];
+
+/// What load balancers ask a node about a Service, and what there is to answer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HealthCheck {
+    /// The Service.
+    pub service: Key,
+    /// `spec.healthCheckNodePort`.
+    pub port: u16,
+    /// How many endpoints of this node are ready, by their addresses. Those that terminate do not count.
+    pub local_endpoints: usize,
+}
+
+/// A port that cannot be listened at.
+#[derive(Debug)]
+pub struct Failure {
+    /// The health check.
+    pub check: HealthCheck,
+    /// Why.
+    pub error: io::Error,
+}
+
+/// The servers of all health checks.
+#[derive(Debug)]
+pub struct ServiceHealth {
+    addresses: Vec<IpAddr>,
+    health: Arc<Health>,
+    open: HashMap<Key, Server>,
+    /// The ports of those that could not be opened, which is told once.
+    failed: HashMap<Key, u16>,
+}
+
+impl ServiceHealth {
+    /// No servers yet; they will be at these addresses of the node.
+    pub fn new(addresses: Vec<IpAddr>, health: Arc<Health>) -> Self {
+        Self { addresses, health, open: HashMap::new(), failed: HashMap::new() }
+    }
+
+    /// Serves these health checks and no others, one of each Service at most. Those whose port cannot be
+    /// listened at are returned the first time.
+    pub async fn sync(&mut self, desired: Vec<HealthCheck>) -> Vec<Failure> {
+        // All that is closed is closed before anything is opened: a port may change hands.
+        let ports: HashMap<&Key, u16> = desired.iter().map(|check| (&check.service, check.port)).collect();
+        self.failed.retain(|service, port| ports.get(service) == Some(port));
+        let stale = self.open.extract_if(|service, server| ports.get(service) != Some(&server.port));
+        for (service, server) in stale.collect::<Vec<_>>() {
+            debug!(%service, port = server.port, "the health check is served no more");
+            server.close().await;
+        }
+        desired.into_iter().filter_map(|check| self.serve(check)).collect()
+    }
+
+    /// Whether there are ports that could not be listened at.
+    pub fn is_behind(&self) -> bool {
+        !self.failed.is_empty()
+    }
+
+    fn serve(&mut self, check: HealthCheck) -> Option<Failure> {
+        if let Some(server) = self.open.get(&check.service) {
+            server.local_endpoints.store(check.local_endpoints, Ordering::Relaxed);
+            return None;
+        }
+        match Server::open(&self.addresses, &check, &self.health) {
+            Ok(server) => {
+                debug!(service = %check.service, port = check.port, "the health check is served");
+                self.failed.remove(&check.service);
+                self.open.insert(check.service, server);
+                None
+            }
+            Err(error) => {
+                let told = self.failed.insert(check.service.clone(), check.port).is_some();
+                (!told).then_some(Failure { check, error })
+            }
+        }
+    }
+}
+
+/// The server of one Service.
+#[derive(Debug)]
+struct Server {
+    port: u16,
+    local_endpoints: Arc<AtomicUsize>,
+    listeners: Vec<(oneshot::Sender<()>, JoinHandle<()>)>,
+}
+
+impl Server {
+    fn open(addresses: &[IpAddr], check: &HealthCheck, health: &Arc<Health>) -> io::Result<Self> {
+        let mut listeners = Vec::new();
+        for address in addresses {
+            match bind(SocketAddr::new(*address, check.port), true) {
+                Ok(listener) => listeners.push(listener),
+                Err(error) if address.is_unspecified() && no_such_family(&error) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        let local_endpoints = Arc::new(AtomicUsize::new(check.local_endpoints));
+        let asked = Asked {
+            service: check.service.clone(),
+            local_endpoints: local_endpoints.clone(),
+            health: health.clone(),
+        };
+        let listeners = listeners.into_iter().map(|listener| serve(listener, asked.clone())).collect();
+        Ok(Self { port: check.port, local_endpoints, listeners })
+    }
+
+    /// Ends; the port is free then. Connections end after the answer they are at.
+    async fn close(self) {
+        for (stop, task) in self.listeners {
+            drop(stop);
+            task.abort();
+            // It ends as cancelled, which is what was asked for.
+            let _ = task.await;
+        }
+    }
+}
+
+fn serve(listener: TcpListener, asked: Asked) -> (oneshot::Sender<()>, JoinHandle<()>) {
+    let (stop, stopped) = oneshot::channel();
+    let service = asked.service.clone();
+    let router = Router::new().fallback(answer).with_state(asked);
+    let server = axum::serve(listener, router).with_graceful_shutdown(async {
+        // The other end is only ever dropped.
+        let _ = stopped.await;
+    });
+    let task = tokio::spawn(async move {
+        if let Err(error) = server.await {
+            error!(%service, %error, "the health check is served no more");
+        }
+    });
+    (stop, task)
+}
+
+#[derive(Clone)]
+struct Asked {
+    service: Key,
+    local_endpoints: Arc<AtomicUsize>,
+    health: Arc<Health>,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Body<'a> {
+    service: Name<'a>,
+    local_endpoints: usize,
+    service_proxy_healthy: bool,
+}
+
+#[derive(Serialize)]
+struct Name<'a> {
+    namespace: &'a str,
+    name: &'a str,
+}
+
+async fn answer(State(asked): State<Asked>) -> impl IntoResponse {
+    let local_endpoints = asked.local_endpoints.load(Ordering::Relaxed);
+    let service_proxy_healthy = asked.health.is_healthy(Instant::now());
+    let (namespace, name) = asked.service.parts();
+    let body = Body { service: Name { namespace, name }, local_endpoints, service_proxy_healthy };
+    let weight = [("x-load-balancing-endpoint-weight", local_endpoints.to_string())];
+    (status(local_endpoints > 0 && service_proxy_healthy), JSON, weight, body.encode())
+}
+
+impl Body<'_> {
+    /// Indented by tabs, as kube-proxy writes it.
+    fn encode(&self) -> Vec<u8> {
+        let mut encoded = Vec::new();
+        let mut serializer = Serializer::with_formatter(&mut encoded, PrettyFormatter::with_indent(b"\t"));
+        // Writing to memory cannot fail.
+        let _ = self.serialize(&mut serializer);
+        encoded
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use podnet_common::wire::Family;
+    use tokio::net::TcpStream;
+
+    use super::*;
+    use crate::admin::tests::{ask, check};
+    use crate::health::{Moment, TIMEOUT};
+
+    const LOCALHOST: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
+
+    fn checks(health: &Arc<Health>) -> ServiceHealth {
+        ServiceHealth::new(vec![LOCALHOST], health.clone())
+    }
+
+    /// A port that is free.
+    fn port() -> u16 {
+        let listener = std::net::TcpListener::bind((LOCALHOST, 0)).unwrap();
+        listener.local_addr().unwrap().port()
+    }
+
+    fn of(service: &str, port: u16, local_endpoints: usize) -> HealthCheck {
+        HealthCheck { service: Key::new("shop", service), port, local_endpoints }
+    }
+
+    async fn set(checks: &mut ServiceHealth, port: u16, local_endpoints: usize) {
+        let failures = checks.sync(vec![of("web", port, local_endpoints)]).await;
+        assert!(failures.is_empty(), "{failures:?}");
+    }
+
+    fn body(endpoints: usize, healthy: bool) -> String {
+        format!(
+            "{{\n\t\"service\": {{\n\t\t\"namespace\": \"shop\",\n\t\t\"name\": \"web\"\n\t}},\n\
+             \t\"localEndpoints\": {endpoints},\n\t\"serviceProxyHealthy\": {healthy}\n}}"
+        )
+    }
+
+    const HEADERS: [&str; 2] = ["Content-Type: application/json", "X-Content-Type-Options: nosniff"];
+
+    #[tokio::test]
+    async fn the_answer_is_kube_proxys() {
+        let (health, port) = (Arc::new(Health::default()), port());
+        let address = SocketAddr::new(LOCALHOST, port);
+        let mut checks = checks(&health);
+        set(&mut checks, port, 0).await;
+        let weight = |weight: &'static str| [HEADERS[0], HEADERS[1], weight];
+        let none = weight("X-Load-Balancing-Endpoint-Weight: 0");
+        check(&ask(address, "/").await, 503, &none, &body(0, true));
+        set(&mut checks, port, 2).await;
+        let two = weight("X-Load-Balancing-Endpoint-Weight: 2");
+        check(&ask(address, "/healthz?at=all").await, 200, &two, &body(2, true));
+        health.updated(Family::V4, Moment::now().time);
+        health.queued(Family::V4, Instant::now() - TIMEOUT);
+        check(&ask(address, "/").await, 503, &two, &body(2, false));
+    }
+
+    #[tokio::test]
+    async fn servers_come_and_go_with_their_services() {
+        let (health, ports) = (Arc::new(Health::default()), [port(), port()]);
+        let [first, second] = ports.map(|port| SocketAddr::new(LOCALHOST, port));
+        let mut checks = checks(&health);
+        set(&mut checks, ports[0], 1).await;
+        set(&mut checks, ports[1], 1).await;
+        assert!(TcpStream::connect(first).await.is_err(), "the port has changed");
+        check(&ask(second, "/").await, 200, &[], &body(1, true));
+        // The port changes hands.
+        assert!(checks.sync(vec![of("api", ports[1], 3)]).await.is_empty());
+        assert!(ask(second, "/").await.contains("\"name\": \"api\""));
+        checks.sync(Vec::new()).await;
+        assert!(TcpStream::connect(second).await.is_err());
+    }
+
+    #[tokio::test]
+    async fn a_port_that_is_taken_is_told_once_and_tried_again() {
+        let squatter = std::net::TcpListener::bind((LOCALHOST, 0)).unwrap();
+        let address = squatter.local_addr().unwrap();
+        let mut checks = checks(&Arc::new(Health::default()));
+        let port = address.port();
+        let failures = checks.sync(vec![of("web", port, 1)]).await;
+        assert_eq!(failures[0].check, of("web", port, 1));
+        assert_eq!(failures[0].error.kind(), io::ErrorKind::AddrInUse);
+        assert!(checks.sync(vec![of("web", port, 2)]).await.is_empty() && checks.is_behind(), "told once");
+        drop(squatter);
+        set(&mut checks, port, 2).await;
+        assert!(!checks.is_behind());
+        check(&ask(address, "/").await, 200, &[], &body(2, true));
+        // Another port is another matter.
+        let other = std::net::TcpListener::bind((LOCALHOST, 0)).unwrap();
+        let taken = of("web", other.local_addr().unwrap().port(), 2);
+        assert_eq!(checks.sync(vec![taken]).await.len(), 1);
+        checks.sync(Vec::new()).await;
+        assert!(!checks.is_behind());
+    }
+
+    #[tokio::test]
+    async fn all_addresses_are_those_of_both_families() {
+        let port = port();
+        let mut checks = ServiceHealth::new(ALL_ADDRESSES.to_vec(), Arc::new(Health::default()));
+        set(&mut checks, port, 1).await;
+        check(&ask((LOCALHOST, port).into(), "/").await, 200, &[], &body(1, true));
+        if bind("[::1]:0".parse().unwrap(), true).is_ok() {
+            check(&ask((Ipv6Addr::LOCALHOST, port).into(), "/").await, 200, &[], &body(1, true));
+        }
+    }
+}
