@@ -160,7 +160,7 @@ pub(crate) mod tests {
     use tokio::net::TcpStream;
 
     use super::*;
-    use crate::health::{FAMILIES, NodeEligibility, TIMEOUT};
+    use crate::health::{FAMILIES, TIMEOUT};
 
     /// What a server at `address` answers to a request of `path`, headers and all.
     pub(crate) async fn ask(address: SocketAddr, path: &str) -> String {
@@ -220,7 +220,7 @@ pub(crate) mod tests {
         assert_eq!((&told["healthy"], &told["nodeEligible"]), (&true.into(), &true.into()), "{told}");
         assert_eq!(told["lastUpdated"], told["currentTime"]);
         assert_eq!(told["status"]["IPv4"]["healthy"], true);
-        health.node(Some(NodeEligibility { deleting: true, to_be_deleted: false }));
+        health.set_node_eligible(false);
         assert!(ask(address, "/healthz").await.starts_with("HTTP/1.1 503 "));
         let answer = ask(address, "/livez").await;
         assert!(answer.starts_with("HTTP/1.1 200 ") && body(&answer).get("nodeEligible").is_none());

@@ -1,5 +1,6 @@
 //! The agent: from events to the kernel.
 
+use std::cell::RefCell;
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
@@ -17,12 +18,15 @@ use crate::addresses::Addresses;
 use crate::admin;
 use crate::cluster::files::Files;
 use crate::cluster::index::Index;
-use crate::cluster::model::{service_networks, service_networks_left_out, service_ports};
+use crate::cluster::model::{
+    HealthCheck, health_check_ports, service_networks, service_networks_left_out, service_ports,
+};
 use crate::cluster::node::ProxySettings;
 use crate::cluster::object::Key;
 use crate::cluster::{Event, Feed, feed, watch};
-use crate::config::{Datapath, OomScoreAdj};
+use crate::config::{Datapath, NodePorts, OomScoreAdj};
 use crate::error::Error;
+use crate::events::Events;
 use crate::health::{Health, Moment};
 use crate::interfaces::{Action, Facing, Interfaces, News, Patterns};
 use crate::kernel::{self, Dataplane, Side};
@@ -30,6 +34,7 @@ use crate::metrics::Metrics;
 use crate::output;
 use crate::plan::{Plan, Planner, Table};
 use crate::progress::{Change, Progress};
+use crate::service_health::{Failure, ServiceHealth};
 
 /// How long what failed or found no room waits until it is tried again.
 const RETRY: Duration = Duration::from_secs(1);
@@ -89,10 +94,11 @@ pub async fn run(settings: Settings) -> Result<(), Error> {
     let mut addresses = Addresses::open().map_err(Error::system("a netlink socket"))?;
     let metrics = Arc::new(Metrics::new(settings.proxy.node.clone(), settings.kernel.bpffs.clone()));
     let health = Arc::new(Health::default());
-    let mut agent = Agent::open(&settings, health.clone(), metrics.clone())?;
+    let events = Events::new(source.client(), &settings.proxy.node);
+    let mut agent = Agent::open(&settings, health.clone(), metrics.clone(), events)?;
     agent.set_addresses(addresses.next().await)?;
     servers.start(health, metrics);
-    let (feed, mut events) = feed();
+    let (feed, mut incoming) = feed();
     let source = tokio::spawn(source.run(feed));
 
     let mut retry = interval(RETRY);
@@ -101,12 +107,12 @@ pub async fn run(settings: Settings) -> Result<(), Error> {
         tokio::select! {
             _ = terminated.recv() => break,
             _ = interrupted.recv() => break,
-            received = events.recv() => {
+            received = incoming.recv() => {
                 let Some((read, event)) = received else { return Err(ended(source).await) };
                 let mut batch = vec![read];
                 let now = Moment::now();
                 agent.handle(event, now);
-                while batch.len() < BATCH && let Ok((read, event)) = events.try_recv() {
+                while batch.len() < BATCH && let Ok((read, event)) = incoming.try_recv() {
                     batch.push(read);
                     agent.handle(event, now);
                 }
@@ -120,8 +126,12 @@ pub async fn run(settings: Settings) -> Result<(), Error> {
                         break;
                     }
                 }
+                agent.serve_health_checks().await;
             }
-            _ = retry.tick(), if agent.is_ready() && agent.is_behind() => agent.retry(),
+            _ = retry.tick(), if agent.is_ready() && agent.is_behind() => {
+                agent.retry();
+                agent.serve_health_checks().await;
+            }
             news = interfaces.next(), if agent.is_ready() => agent.links(news),
             all = addresses.next() => {
                 if let Err(error) = agent.set_addresses(all) {
@@ -130,6 +140,7 @@ pub async fn run(settings: Settings) -> Result<(), Error> {
                 if agent.is_ready() {
                     agent.sync_unless_astray(&[]);
                 }
+                agent.serve_health_checks().await;
             }
         }
     }
@@ -191,6 +202,13 @@ impl OpenSource {
         })
     }
 
+    fn client(&self) -> Option<kube::Client> {
+        match self {
+            Self::Cluster { client, .. } => Some(client.clone()),
+            Self::Manifests(_) => None,
+        }
+    }
+
     async fn run(self, feed: Feed) {
         match self {
             Self::Cluster { client, node } => watch::run(client, feed, &node).await,
@@ -206,6 +224,10 @@ struct Agent {
     facing: Facing,
     metrics: Arc<Metrics>,
     progress: Progress,
+    health: Arc<Health>,
+    service_health: ServiceHealth,
+    events: Events,
+    node_ports: NodePorts,
     capacity: crate::changes::Capacity,
     /// How many networks of ServiceCIDRs the kernel does not take.
     networks_left_out: usize,
@@ -214,7 +236,12 @@ struct Agent {
 }
 
 impl Agent {
-    fn open(settings: &Settings, health: Arc<Health>, metrics: Arc<Metrics>) -> Result<Self, Error> {
+    fn open(
+        settings: &Settings,
+        health: Arc<Health>,
+        metrics: Arc<Metrics>,
+        events: Events,
+    ) -> Result<Self, Error> {
         let dataplane = Dataplane::open(&settings.kernel)?;
         let memory = dataplane.memory()?;
         let total: u64 = memory.iter().map(|(_, bytes)| bytes).sum();
@@ -233,8 +260,12 @@ impl Agent {
             planner,
             dataplane,
             facing,
-            progress: Progress::new(health, metrics.clone(), Timestamp::now()),
+            progress: Progress::new(health.clone(), metrics.clone(), Timestamp::now()),
             metrics,
+            service_health: ServiceHealth::new(health.clone()),
+            health,
+            events,
+            node_ports: settings.datapath.node_ports.clone(),
             capacity,
             networks_left_out: 0,
             astray: None,
@@ -254,7 +285,10 @@ impl Agent {
 
     /// Whether there is something to be tried again.
     fn is_behind(&self) -> bool {
-        self.astray.is_some() || self.planner.is_waiting() || self.facing.is_behind()
+        self.astray.is_some()
+            || self.planner.is_waiting()
+            || self.facing.is_behind()
+            || self.service_health.is_behind()
     }
 
     fn handle(&mut self, event: Event, now: Moment) {
@@ -303,6 +337,26 @@ impl Agent {
         }
     }
 
+    /// Tells load balancers of the node and of the Services that the kernel has.
+    async fn serve_health_checks(&mut self) {
+        self.health.set_node_eligible(self.index.node_is_eligible());
+        if !self.is_ready() || self.astray.is_some() {
+            return;
+        }
+        let known = self.index.addresses();
+        let local = known.local.iter().chain(&known.primary).copied().collect();
+        let addresses = self.node_ports.listen_at(&local, &known.primary);
+        let desired = health_check_ports(&self.index).collect();
+        for Failure { check, error } in self.service_health.sync(addresses, desired).await {
+            let HealthCheck { service, port, .. } = check;
+            error!(%service, port, %error, "a health check cannot be served; podnet tries again");
+            let node = &self.index.settings().node;
+            let note =
+                format!("node {node} failed to start healthcheck \"{service}\" on port {port}: {error}");
+            self.events.warn(&service, "FailedToStartServiceHealthcheck", "Listen", note);
+        }
+    }
+
     /// Tries again what has failed or found no room.
     fn retry(&mut self) {
         self.sync(&[]);
@@ -341,8 +395,9 @@ impl Agent {
             return Ok(self.reconcile());
         }
         let dirty = self.index.take_dirty();
-        let index = &self.index;
-        Ok(self.planner.plan(Instant::now(), dirty, |key| service_ports(index, key)))
+        let (index, progress) = (&self.index, RefCell::new(&mut self.progress));
+        let model = |key: &Key| progress.borrow_mut().planned(key, service_ports(index, key));
+        Ok(self.planner.plan(Instant::now(), dirty, model))
     }
 
     fn set_networks(&mut self) {
@@ -358,9 +413,10 @@ impl Agent {
     }
 
     fn reconcile(&mut self) -> Plan {
-        let index = &self.index;
+        let (index, progress) = (&self.index, RefCell::new(&mut self.progress));
         let desired: Vec<Key> = index.keys().cloned().collect();
-        self.planner.reconcile(Instant::now(), desired, |key| service_ports(index, key))
+        let model = |key: &Key| progress.borrow_mut().planned(key, service_ports(index, key));
+        self.planner.reconcile(Instant::now(), desired, model)
     }
 
     fn carry_out(&mut self, plan: Plan, batch: &[Instant]) -> Result<(), kernel::Error> {
@@ -454,12 +510,12 @@ mod tests {
 
     #[tokio::test]
     async fn the_end_of_the_source_is_an_error_that_tells_how() {
-        let (feed, mut events) = feed();
+        let (feed, mut incoming) = feed();
         let source = tokio::spawn(async move {
             let _feed = feed;
             panic!("no such index");
         });
-        assert!(events.recv().await.is_none());
+        assert!(incoming.recv().await.is_none());
         let error = ended(source).await.to_string();
         assert!(error.contains("no such index") && error.contains("report"), "{error}");
     }

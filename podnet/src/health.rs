@@ -15,9 +15,6 @@ use serde::{Serialize, Serializer};
 /// How long a change may wait: two of kube-proxy's sync periods.
 pub const TIMEOUT: Duration = Duration::from_secs(60);
 
-/// The taint that the cluster autoscaler gives to a node that it is about to delete.
-pub const TO_BE_DELETED: &str = "ToBeDeletedByClusterAutoscaler";
-
 /// The families, and their names in Kubernetes.
 pub const FAMILIES: [(Family, &str); 2] = [(Family::V4, "IPv4"), (Family::V6, "IPv6")];
 
@@ -34,22 +31,6 @@ impl Moment {
     /// This moment.
     pub fn now() -> Self {
         Self { time: Timestamp::now(), instant: Instant::now() }
-    }
-}
-
-/// What is known of this node that bears on whether it should get traffic.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct NodeEligibility {
-    /// Whether the Node is being deleted.
-    pub deleting: bool,
-    /// Whether it has the taint [`TO_BE_DELETED`].
-    pub to_be_deleted: bool,
-}
-
-impl NodeEligibility {
-    /// Whether load balancers may send new connections here.
-    pub fn eligible(self) -> bool {
-        !self.deleting && !self.to_be_deleted
     }
 }
 
@@ -92,9 +73,9 @@ impl Health {
         *self.state().of(family) = Progress { updated: Some(at), waiting: None };
     }
 
-    /// Notes what is known of the node; `None` if it is there no more.
-    pub fn node(&self, node: Option<NodeEligibility>) {
-        self.state().eligible = node.is_some_and(NodeEligibility::eligible);
+    /// Notes whether load balancers may send new connections to this node.
+    pub fn set_node_eligible(&self, eligible: bool) {
+        self.state().eligible = eligible;
     }
 
     /// Whether no change has been waiting for too long.
@@ -230,7 +211,7 @@ mod tests {
                     .to_owned()
             )
         );
-        health.node(None);
+        health.set_node_eligible(false);
         let (healthy, body) = text(health.healthz(after(start, 0)));
         assert!(!healthy && body.starts_with("{\"lastUpdated\":\"0001-01-01T00:00:00Z\","), "{body}");
     }
@@ -262,21 +243,13 @@ mod tests {
     fn a_node_that_leaves_is_alive_and_gets_no_traffic() {
         let (health, start) = (Health::default(), Instant::now());
         updated(&health, after(start, 0));
-        let nodes = [
-            Some(NodeEligibility { deleting: true, to_be_deleted: false }),
-            Some(NodeEligibility { deleting: false, to_be_deleted: true }),
-            None,
-        ];
-        for node in nodes {
-            health.node(node);
-            let (healthy, body) = text(health.healthz(after(start, 5)));
-            assert!(!healthy, "{node:?}");
-            assert!(body.contains("\"nodeEligible\":false,\"healthy\":true"), "{body}");
-            assert!(body.contains("{\"lastUpdated\":\"2026-11-25T08:00:00.5Z\",\"currentTime\""), "{body}");
-            let (alive, body) = text(health.livez(after(start, 5)));
-            assert!(alive && !body.contains("nodeEligible"), "{body}");
-            health.node(Some(NodeEligibility::default()));
-            assert!(health.healthz(after(start, 5)).0);
-        }
+        health.set_node_eligible(false);
+        let (healthy, body) = text(health.healthz(after(start, 5)));
+        assert!(!healthy && body.contains("\"nodeEligible\":false,\"healthy\":true"), "{body}");
+        assert!(body.contains("{\"lastUpdated\":\"2026-11-25T08:00:00.5Z\",\"currentTime\""), "{body}");
+        let (alive, body) = text(health.livez(after(start, 5)));
+        assert!(alive && !body.contains("nodeEligible"), "{body}");
+        health.set_node_eligible(true);
+        assert!(health.healthz(after(start, 5)).0);
     }
 }

@@ -5,9 +5,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use k8s_openapi::jiff::Timestamp;
+use podnet_common::service::{BackendFlags, FrontendFlags, FrontendKind};
 use podnet_common::wire::Family;
 
 use crate::cluster::Event;
+use crate::cluster::model::{Frontend, ServicePort};
 use crate::cluster::object::{Key, Kind, Object};
 use crate::health::{FAMILIES, Health, Moment};
 use crate::metrics::Metrics;
@@ -127,21 +129,21 @@ impl Progress {
                 metrics.programmed(family, at.time.duration_since(trigger).as_secs_f64().max(0.0));
             }
         }
+        for policy in TrafficPolicy::ALL {
+            for (family, _) in FAMILIES {
+                metrics.no_local_endpoints(policy, family, self.no_local_endpoints.count(policy, family));
+            }
+        }
         self.services.clear();
         metrics.service_changes_pending.set(0);
         metrics.endpoint_changes_pending.set(0);
     }
 
-    /// Notes which ports of a Service keep to the endpoints of this node, where there are none; none for a
-    /// Service that is gone.
-    pub fn no_local_endpoints(&mut self, service: &Key, ports: Vec<(TrafficPolicy, Family)>) {
-        self.no_local_endpoints.set(service, ports);
-        for policy in TrafficPolicy::ALL {
-            for (family, _) in FAMILIES {
-                let ports = self.no_local_endpoints.count(policy, family);
-                self.metrics.kube_proxy.no_local_endpoints(policy, family, ports);
-            }
-        }
+    /// Passes on the ports of what has `key`, and notes which of them have no endpoint that they may use; none
+    /// for what is gone.
+    pub fn planned(&mut self, key: &Key, ports: Vec<ServicePort>) -> Vec<ServicePort> {
+        self.no_local_endpoints.set(key, without_local_endpoints(&ports));
+        ports
     }
 
     fn queue_all(&mut self, at: Moment) {
@@ -155,6 +157,29 @@ impl Progress {
         self.health.queued(family, at.instant);
         self.metrics.kube_proxy.queued(family, at.time);
     }
+}
+
+/// The ports that keep to the endpoints of this node by a policy, where there are endpoints elsewhere only.
+fn without_local_endpoints(ports: &[ServicePort]) -> Vec<(TrafficPolicy, Family)> {
+    let inside = FrontendFlags::INSIDE_LOCAL.with(FrontendFlags::INSIDE_DROP);
+    let outside = FrontendFlags::OUTSIDE_LOCAL.with(FrontendFlags::OUTSIDE_DROP);
+    let mut found = Vec::new();
+    for port in ports {
+        if port.members.iter().any(|member| member.flags.has(BackendFlags::IN_LOCAL)) {
+            continue;
+        }
+        let any = |flags, internal| {
+            let of_policy = |it: &&Frontend| (it.kind == FrontendKind::CLUSTER_IP) == internal;
+            port.frontends.iter().filter(of_policy).any(|frontend| frontend.flags.has(flags))
+        };
+        if any(inside, true) {
+            found.push((TrafficPolicy::Internal, port.family));
+        }
+        if any(outside, false) {
+            found.push((TrafficPolicy::External, port.family));
+        }
+    }
+    found
 }
 
 /// The ports of Services that keep to the endpoints of this node, where there are none.
@@ -192,6 +217,10 @@ mod tests {
     use k8s_openapi::jiff::SignedDuration;
 
     use super::*;
+    use crate::cluster::index::Index;
+    use crate::cluster::manifests;
+    use crate::cluster::model::service_ports;
+    use crate::cluster::node::ProxySettings;
     use crate::health::TIMEOUT;
     use crate::metrics::Format;
 
@@ -286,18 +315,35 @@ mod tests {
     #[test]
     fn ports_without_local_endpoints_are_counted() {
         let mut scene = scene();
-        let (a, b) = (Key::new("ns", "a"), Key::new("ns", "b"));
-        let external = (TrafficPolicy::External, Family::V4);
-        scene.progress.no_local_endpoints(&a, vec![external, external]);
-        scene.progress.no_local_endpoints(&b, vec![external, (TrafficPolicy::Internal, Family::V4)]);
-        let line = |policy: &str, count: usize| {
-            format!(
-                "kubeproxy_sync_proxy_rules_no_local_endpoints_total\
-                 {{traffic_policy=\"{policy}\",ip_family=\"IPv4\"}} {count}"
-            )
+        let mut index = Index::new(ProxySettings { node: "here".to_owned(), ..ProxySettings::default() });
+        let mut say = |node: &str| {
+            let text = format!(
+                "apiVersion: v1\nkind: Service\nmetadata: {{name: web}}\nspec: {{type: LoadBalancer, \
+                 internalTrafficPolicy: Local, externalTrafficPolicy: Local, clusterIP: 10.96.0.1, externalIPs: \
+                 [192.0.2.9], ports: [{{name: a, port: 80}}, {{name: b, port: 81}}]}}\n---\n\
+                 apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata: {{name: web-1, labels: \
+                 {{kubernetes.io/service-name: web}}}}\naddressType: IPv4\nports: [{{name: a, port: 80}}]\n\
+                 endpoints: [{{addresses: [10.0.0.1], nodeName: {node}}}]\n"
+            );
+            for object in manifests::parse(&text).unwrap() {
+                index.handle(Event::Apply(object));
+            }
+            let key = Key::new("default", "web");
+            scene.progress.planned(&key, service_ports(&index, &key));
+            scene.progress.done(Duration::ZERO, scene.start);
+            ["internal", "external"].map(|policy| {
+                let labels = format!("{{traffic_policy=\"{policy}\",ip_family=\"IPv4\"}}");
+                let name = "kubeproxy_sync_proxy_rules_no_local_endpoints_total";
+                (0..4).find(|count| scene.has(&format!("{name}{labels} {count}"))).unwrap()
+            })
         };
-        assert!(scene.has(&line("external", 3)) && scene.has(&line("internal", 1)));
-        scene.progress.no_local_endpoints(&a, Vec::new());
-        assert!(scene.has(&line("external", 1)) && scene.has(&line("internal", 1)));
+        // The port b has no endpoint anywhere, and is refused for that.
+        assert_eq!(say("elsewhere"), [1, 1]);
+        assert_eq!(say("here"), [0, 0]);
+        assert_eq!(say("elsewhere"), [1, 1]);
+        scene.progress.planned(&Key::new("default", "web"), Vec::new());
+        scene.progress.done(Duration::ZERO, scene.start);
+        let labels = "{traffic_policy=\"external\",ip_family=\"IPv4\"}";
+        assert!(scene.has(&format!("kubeproxy_sync_proxy_rules_no_local_endpoints_total{labels} 0")));
     }
 }

@@ -3,9 +3,9 @@
 //!
 //! Answers are those of kube-proxy (`pkg/proxy/healthcheck/service_health.go`).
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
@@ -21,22 +21,9 @@ use tokio::task::JoinHandle;
 use tracing::{debug, error};
 
 use crate::admin::{JSON, bind, no_such_family, status};
+use crate::cluster::model::HealthCheck;
 use crate::cluster::object::Key;
 use crate::health::Health;
-
-/// All addresses of the node.
-pub const ALL_ADDRESSES: [IpAddr; 2] = [IpAddr::V4(Ipv4Addr::UNSPECIFIED), IpAddr::V6(Ipv6Addr::UNSPECIFIED)];
-
-/// What load balancers ask a node about a Service, and what there is to answer.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct HealthCheck {
-    /// The Service.
-    pub service: Key,
-    /// `spec.healthCheckNodePort`.
-    pub port: u16,
-    /// How many endpoints of this node are ready, by their addresses. Those that terminate do not count.
-    pub local_endpoints: usize,
-}
 
 /// A port that cannot be listened at.
 #[derive(Debug)]
@@ -50,7 +37,7 @@ pub struct Failure {
 /// The servers of all health checks.
 #[derive(Debug)]
 pub struct ServiceHealth {
-    addresses: Vec<IpAddr>,
+    addresses: BTreeSet<IpAddr>,
     health: Arc<Health>,
     open: HashMap<Key, Server>,
     /// The ports of those that could not be opened, which is told once.
@@ -58,18 +45,20 @@ pub struct ServiceHealth {
 }
 
 impl ServiceHealth {
-    /// No servers yet; they will be at these addresses of the node.
-    pub fn new(addresses: Vec<IpAddr>, health: Arc<Health>) -> Self {
-        Self { addresses, health, open: HashMap::new(), failed: HashMap::new() }
+    /// No servers yet.
+    pub fn new(health: Arc<Health>) -> Self {
+        Self { addresses: BTreeSet::new(), health, open: HashMap::new(), failed: HashMap::new() }
     }
 
-    /// Serves these health checks and no others, one of each Service at most. Those whose port cannot be
-    /// listened at are returned the first time.
-    pub async fn sync(&mut self, desired: Vec<HealthCheck>) -> Vec<Failure> {
+    /// Serves these health checks and no others, one of each Service at most, at these addresses of the node.
+    /// Those whose port cannot be listened at are returned the first time.
+    pub async fn sync(&mut self, addresses: BTreeSet<IpAddr>, desired: Vec<HealthCheck>) -> Vec<Failure> {
+        let moved = self.addresses != addresses;
+        self.addresses = addresses;
         // All that is closed is closed before anything is opened: a port may change hands.
         let ports: HashMap<&Key, u16> = desired.iter().map(|check| (&check.service, check.port)).collect();
         self.failed.retain(|service, port| ports.get(service) == Some(port));
-        let stale = self.open.extract_if(|service, server| ports.get(service) != Some(&server.port));
+        let stale = self.open.extract_if(|service, server| moved || ports.get(service) != Some(&server.port));
         for (service, server) in stale.collect::<Vec<_>>() {
             debug!(%service, port = server.port, "the health check is served no more");
             server.close().await;
@@ -111,7 +100,7 @@ struct Server {
 }
 
 impl Server {
-    fn open(addresses: &[IpAddr], check: &HealthCheck, health: &Arc<Health>) -> io::Result<Self> {
+    fn open(addresses: &BTreeSet<IpAddr>, check: &HealthCheck, health: &Arc<Health>) -> io::Result<Self> {
         let mut listeners = Vec::new();
         for address in addresses {
             match bind(SocketAddr::new(*address, check.port), true) {
@@ -200,6 +189,8 @@ impl Body<'_> {
 
 #[cfg(test)]
 mod tests {
+    use std::net::{Ipv4Addr, Ipv6Addr};
+
     use podnet_common::wire::Family;
     use tokio::net::TcpStream;
 
@@ -210,7 +201,11 @@ mod tests {
     const LOCALHOST: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 
     fn checks(health: &Arc<Health>) -> ServiceHealth {
-        ServiceHealth::new(vec![LOCALHOST], health.clone())
+        ServiceHealth::new(health.clone())
+    }
+
+    async fn sync(checks: &mut ServiceHealth, desired: Vec<HealthCheck>) -> Vec<Failure> {
+        checks.sync([LOCALHOST].into(), desired).await
     }
 
     /// A port that is free.
@@ -224,7 +219,7 @@ mod tests {
     }
 
     async fn set(checks: &mut ServiceHealth, port: u16, local_endpoints: usize) {
-        let failures = checks.sync(vec![of("web", port, local_endpoints)]).await;
+        let failures = sync(checks, vec![of("web", port, local_endpoints)]).await;
         assert!(failures.is_empty(), "{failures:?}");
     }
 
@@ -264,9 +259,9 @@ mod tests {
         assert!(TcpStream::connect(first).await.is_err(), "the port has changed");
         check(&ask(second, "/").await, 200, &[], &body(1, true));
         // The port changes hands.
-        assert!(checks.sync(vec![of("api", ports[1], 3)]).await.is_empty());
+        assert!(sync(&mut checks, vec![of("api", ports[1], 3)]).await.is_empty());
         assert!(ask(second, "/").await.contains("\"name\": \"api\""));
-        checks.sync(Vec::new()).await;
+        sync(&mut checks, Vec::new()).await;
         assert!(TcpStream::connect(second).await.is_err());
     }
 
@@ -276,10 +271,13 @@ mod tests {
         let address = squatter.local_addr().unwrap();
         let mut checks = checks(&Arc::new(Health::default()));
         let port = address.port();
-        let failures = checks.sync(vec![of("web", port, 1)]).await;
+        let failures = sync(&mut checks, vec![of("web", port, 1)]).await;
         assert_eq!(failures[0].check, of("web", port, 1));
         assert_eq!(failures[0].error.kind(), io::ErrorKind::AddrInUse);
-        assert!(checks.sync(vec![of("web", port, 2)]).await.is_empty() && checks.is_behind(), "told once");
+        assert!(
+            sync(&mut checks, vec![of("web", port, 2)]).await.is_empty() && checks.is_behind(),
+            "told once"
+        );
         drop(squatter);
         set(&mut checks, port, 2).await;
         assert!(!checks.is_behind());
@@ -287,19 +285,25 @@ mod tests {
         // Another port is another matter.
         let other = std::net::TcpListener::bind((LOCALHOST, 0)).unwrap();
         let taken = of("web", other.local_addr().unwrap().port(), 2);
-        assert_eq!(checks.sync(vec![taken]).await.len(), 1);
-        checks.sync(Vec::new()).await;
+        assert_eq!(sync(&mut checks, vec![taken]).await.len(), 1);
+        sync(&mut checks, Vec::new()).await;
         assert!(!checks.is_behind());
     }
 
     #[tokio::test]
-    async fn all_addresses_are_those_of_both_families() {
+    async fn servers_are_at_the_addresses_of_the_node() {
         let port = port();
-        let mut checks = ServiceHealth::new(ALL_ADDRESSES.to_vec(), Arc::new(Health::default()));
-        set(&mut checks, port, 1).await;
+        let all: [IpAddr; 2] = [Ipv4Addr::UNSPECIFIED.into(), Ipv6Addr::UNSPECIFIED.into()];
+        let mut checks = ServiceHealth::new(Arc::new(Health::default()));
+        assert!(checks.sync(all.into(), vec![of("web", port, 1)]).await.is_empty());
         check(&ask((LOCALHOST, port).into(), "/").await, 200, &[], &body(1, true));
         if bind("[::1]:0".parse().unwrap(), true).is_ok() {
             check(&ask((Ipv6Addr::LOCALHOST, port).into(), "/").await, 200, &[], &body(1, true));
         }
+        // The same Service elsewhere.
+        let other = Ipv4Addr::new(127, 0, 0, 2).into();
+        assert!(checks.sync([other].into(), vec![of("web", port, 1)]).await.is_empty());
+        assert!(TcpStream::connect((LOCALHOST, port)).await.is_err());
+        check(&ask((other, port).into(), "/").await, 200, &[], &body(1, true));
     }
 }

@@ -128,6 +128,26 @@ pub async fn create_service(client: Client, app: &str) -> Result<Vec<IpAddr>> {
     addresses.iter().map(|address| address.parse().context("an address")).collect()
 }
 
+/// Creates a Service whose load balancers ask each node at `port` whether it has endpoints.
+///
+/// # Errors
+/// Those of the API.
+pub async fn create_checked_service(client: Client, app: &str, port: u16) -> Result<()> {
+    let services: Api<core::Service> = Api::namespaced(client, NAMESPACE);
+    let object = object(json!({
+        "metadata": {"name": app},
+        "spec": {
+            "type": "LoadBalancer",
+            "externalTrafficPolicy": "Local",
+            "healthCheckNodePort": port,
+            "selector": {"app": app},
+            "ports": [{"port": 80, "targetPort": PORT}],
+        },
+    }))?;
+    services.create(&PostParams::default(), &object).await.context("cannot create a Service")?;
+    Ok(())
+}
+
 /// Deletes a Service.
 ///
 /// # Errors

@@ -11,6 +11,7 @@ use k8s_openapi::api::core::v1::{
     Node as KubernetesNode, Pod as KubernetesPod, Secret, Service, ServiceAccount,
 };
 use k8s_openapi::api::discovery::v1::EndpointSlice;
+use k8s_openapi::api::events::v1::Event;
 use k8s_openapi::api::networking::v1::ServiceCIDR;
 use kube::api::{DeleteParams, ListParams};
 use kube::{Api, ResourceExt as _};
@@ -212,6 +213,33 @@ fn cluster_rights_denied_and_granted() -> Result<()> {
     plane.run(admin, async |client| rights.bind(client).await)?;
     wait_until_served_by(&cluster.client, &addresses, &[&pod])
         .with_context(|| format!("in lab {}:\n{}", cluster.lab.id(), agent.log()))
+}
+
+/// A health check whose port is taken is an Event on its Service, written with the shipped rights.
+#[test]
+fn cluster_health_check_port_that_is_taken() -> Result<()> {
+    const HEALTH_CHECK: u16 = 32_100;
+    let Some(cluster) = Cluster::start()? else { return Ok(()) };
+    let node = &cluster.nodes[0];
+    let _squatter = Server::at_port(node.place(), "squatter", HEALTH_CHECK)?;
+    let agent = Agent::start(node, cluster.settings(SocketLb::Off)?)?;
+    let (plane, admin) = (&cluster.plane, &cluster.admin);
+    plane.run(admin, async |client| api::create_checked_service(client, "web", HEALTH_CHECK).await)?;
+    until("the Event", PATIENCE, || {
+        plane.run(admin, async |client| {
+            let events: Api<Event> = Api::namespaced(client, api::NAMESPACE);
+            let events = events.list(&ListParams::default()).await?;
+            let found = events.iter().find(|event| {
+                let about = event.regarding.as_ref().and_then(|about| about.name.as_deref());
+                event.reason.as_deref() == Some("FailedToStartServiceHealthcheck") && about == Some("web")
+            });
+            let event = found.with_context(|| format!("no such Event:\n{}", agent.log()))?;
+            let note = event.note.as_deref().unwrap_or_default();
+            ensure!(note.contains(node.name()) && note.contains("32100"), "{note}");
+            ensure!(event.type_.as_deref() == Some("Warning"), "{event:?}");
+            Ok(())
+        })
+    })
 }
 
 /// The shipped rights are enough to see what podnet reads, and no more.

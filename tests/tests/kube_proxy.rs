@@ -2,15 +2,18 @@
 
 use std::fs;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::thread;
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use k8s_openapi::jiff::Timestamp;
-use serde_json::Value;
+use serde_json::{Value, json};
 use tests::agent::{self, Agent, Settings, SocketLb};
 use tests::http;
 use tests::lab::Lab;
 use tests::manifests::{Manifests, Service};
 use tests::node::Node;
+use tests::peer;
 use tests::require;
 use tests::wait::{PATIENCE, until};
 
@@ -159,4 +162,94 @@ fn a_configuration_of_kube_proxy_is_taken() -> Result<()> {
     let place = format!("{}:3:14", file.display());
     ensure!(output.status.code() == Some(1) && text.contains(&place) && text.contains("5000"), "{text}");
     Ok(())
+}
+
+const HEALTH_CHECK: u16 = 32_100;
+
+/// A Service with a health check, and one endpoint on each node in a state.
+fn checked_service(port: u16, here: &str, elsewhere: &str) -> String {
+    format!(
+        "apiVersion: v1\nkind: Service\nmetadata: {{name: web, namespace: shop}}\n\
+         spec: {{type: LoadBalancer, externalTrafficPolicy: Local, clusterIP: 10.96.0.10, \
+         healthCheckNodePort: {port}, ports: [{{port: 80}}]}}\n---\n\
+         apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\n\
+         metadata: {{name: web-1, namespace: shop, labels: {{kubernetes.io/service-name: web}}}}\n\
+         addressType: IPv4\nports: [{{port: 8080}}]\nendpoints:\n\
+         - {{addresses: [10.244.9.1], nodeName: a, conditions: {{{here}}}}}\n\
+         - {{addresses: [10.244.9.2], nodeName: b, conditions: {{{elsewhere}}}}}\n"
+    )
+}
+
+const READY: &str = "ready: true";
+const UNREADY: &str = "ready: false";
+const TERMINATING: &str = "ready: false, serving: true, terminating: true";
+
+impl Scene {
+    /// Waits until the health check answers a load balancer, at both families' addresses, as it should.
+    fn wait_for_health_check(&self, code: u16, endpoints: usize) -> Result<()> {
+        let [node, neighbour] = &self.nodes;
+        let weight = format!("x-load-balancing-endpoint-weight: {endpoints}");
+        let addresses: [SocketAddr; 2] = [(node.v4(), HEALTH_CHECK).into(), (node.v6(), HEALTH_CHECK).into()];
+        for address in addresses {
+            until(&format!("{endpoints} endpoints at {address}"), PATIENCE, || {
+                let answer = http::get(neighbour.place(), address, "/")?;
+                answer.is(code, &[JSON[0], JSON[1], &weight])?;
+                let body: Value = serde_json::from_str(&answer.body)?;
+                let expected = json!({
+                    "service": {"namespace": "shop", "name": "web"},
+                    "localEndpoints": endpoints,
+                    "serviceProxyHealthy": true,
+                });
+                ensure!(body == expected, "{body}");
+                Ok(())
+            })?;
+        }
+        Ok(())
+    }
+
+    fn wait_until_unanswered(&self) -> Result<()> {
+        let [node, neighbour] = &self.nodes;
+        until("the port to be closed", PATIENCE, || {
+            let answer = http::get(neighbour.place(), (node.v4(), HEALTH_CHECK).into(), "/");
+            ensure!(answer.is_err(), "{answer:?}");
+            Ok(())
+        })
+    }
+}
+
+/// Load balancers send to nodes with ready endpoints only.
+#[test]
+fn health_check_node_port_follows_local_endpoints() -> Result<()> {
+    let Some(scene) = start()? else { return Ok(()) };
+    for (here, elsewhere, code, endpoints) in [
+        (UNREADY, READY, 503, 0),
+        (READY, READY, 200, 1),
+        // It may still serve, and is to get nothing new.
+        (TERMINATING, UNREADY, 503, 0),
+        (READY, UNREADY, 200, 1),
+    ] {
+        scene.manifests.write("web.yaml", &checked_service(HEALTH_CHECK, here, elsewhere))?;
+        scene.wait_for_health_check(code, endpoints)?;
+    }
+    scene.manifests.write("web.yaml", &checked_service(HEALTH_CHECK + 1, READY, READY))?;
+    scene.wait_until_unanswered()?;
+    scene.manifests.write("web.yaml", &checked_service(HEALTH_CHECK, READY, READY))?;
+    scene.wait_for_health_check(200, 1)?;
+    scene.manifests.write("web.yaml", "# nothing\n")?;
+    scene.wait_until_unanswered()
+}
+
+/// A port that is taken is told once, and taken over when it is free.
+#[test]
+fn health_check_node_port_that_is_taken() -> Result<()> {
+    let Some(scene) = start()? else { return Ok(()) };
+    let squatter = peer::Server::at_port(scene.nodes[0].place(), "squatter", HEALTH_CHECK)?;
+    scene.manifests.write("web.yaml", &checked_service(HEALTH_CHECK, READY, READY))?;
+    scene.agent.wait_for_log("a health check cannot be served")?;
+    thread::sleep(Duration::from_secs(3));
+    let log = scene.agent.log();
+    let told: Vec<_> = log.lines().filter(|line| line.contains("health check")).collect();
+    ensure!(told.len() == 1 && told[0].contains("shop/web") && told[0].contains("32100"), "{log}");
+    drop(squatter);
+    scene.wait_for_health_check(200, 1)
 }
