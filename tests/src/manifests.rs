@@ -18,6 +18,7 @@ pub struct Service {
     addresses: Vec<IpAddr>,
     protocols: Vec<&'static str>,
     endpoints: Vec<Endpoint>,
+    draining: Vec<Endpoint>,
     target_port: u16,
 }
 
@@ -31,6 +32,12 @@ struct Endpoint {
     name: String,
 }
 
+impl Endpoint {
+    fn of(pod: &Pod) -> Self {
+        Self { addresses: pod.addresses(), node: pod.node().name().to_owned(), name: pod.name().to_owned() }
+    }
+}
+
 impl Service {
     /// A Service of both families without endpoints: `10.96.0.NUMBER` and `fd00:10:96::NUMBER`.
     pub fn new(name: &str, number: u8) -> Self {
@@ -42,6 +49,7 @@ impl Service {
             addresses: vec![[10, 96, 0, number].into(), v6.into()],
             protocols: vec!["TCP", "UDP"],
             endpoints: Vec::new(),
+            draining: Vec::new(),
             target_port: PORT,
         }
     }
@@ -62,15 +70,13 @@ impl Service {
     /// The same with these pods as endpoints, and no others.
     #[must_use]
     pub fn with<'a>(self, pods: impl IntoIterator<Item = &'a Pod>) -> Self {
-        let endpoints = pods
-            .into_iter()
-            .map(|pod| Endpoint {
-                addresses: pod.addresses(),
-                node: pod.node().name().to_owned(),
-                name: pod.name().to_owned(),
-            })
-            .collect();
-        Self { endpoints, ..self }
+        Self { endpoints: pods.into_iter().map(Endpoint::of).collect(), ..self }
+    }
+
+    /// The same with these pods as endpoints that are about to end: terminating, and serving until they have.
+    #[must_use]
+    pub fn draining<'a>(self, pods: impl IntoIterator<Item = &'a Pod>) -> Self {
+        Self { draining: pods.into_iter().map(Endpoint::of).collect(), ..self }
     }
 
     /// The same by another number: with another name and other addresses.
@@ -171,14 +177,16 @@ impl Service {
             let port = protocol.to_lowercase();
             let _ = writeln!(yaml, "- {{name: {port}, protocol: {protocol}, port: {target_port}}}");
         }
-        yaml.push_str(if self.endpoints.is_empty() { "endpoints: []\n" } else { "endpoints:\n" });
-        for endpoint in &self.endpoints {
+        let ready = self.endpoints.iter().map(|endpoint| (endpoint, true));
+        let all: Vec<_> = ready.chain(self.draining.iter().map(|endpoint| (endpoint, false))).collect();
+        yaml.push_str(if all.is_empty() { "endpoints: []\n" } else { "endpoints:\n" });
+        for (endpoint, ready) in all {
             for address in endpoint.addresses.iter().filter(|address| family.has(**address)) {
                 let _ = writeln!(
                     yaml,
-                    "- addresses: [\"{address}\"]\n  conditions: {{ready: true, serving: true, terminating: false}}\n  \
+                    "- addresses: [\"{address}\"]\n  conditions: {{ready: {ready}, serving: true, terminating: {}}}\n  \
                      nodeName: {}\n  targetRef: {{kind: Pod, namespace: default, name: {}}}",
-                    endpoint.node, endpoint.name
+                    !ready, endpoint.node, endpoint.name
                 );
             }
         }

@@ -13,9 +13,12 @@ use tests::wait::{PATIENCE, until};
 
 /// Changes the Service's endpoints to `pods` and checks that from then on these, and only these, answer.
 fn change(scene: &Scene, loads: &mut [Load], pods: &[&Pod]) -> Result<()> {
-    scene.apply(&Service::new("web", 10).with(pods.iter().copied()))?;
-    // Requests that were under way may still be answered by the endpoints of before.
+    let service = Service::new("web", 10).with(pods.iter().copied());
+    let staying = |pod: &&Pod| pods.iter().any(|staying| staying.name() == pod.name());
+    // Endpoints terminate before they go, and finish what they have begun.
+    scene.apply(&service.clone().draining(scene.backends.iter().filter(|pod| !staying(pod))))?;
     thread::sleep(Duration::from_millis(100));
+    scene.apply(&service)?;
     for load in loads {
         let before = load.so_far()?;
         let answered = until("every endpoint to answer", PATIENCE, || {

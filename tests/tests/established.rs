@@ -57,8 +57,9 @@ fn established(socket_lb: SocketLb) -> Result<()> {
     // A pod that is about to end leaves the Service first; its connections go on until it has.
     for flow in flows.iter_mut().filter(|flow| flow.transport == Transport::Tcp) {
         let others = scene.backends.iter().filter(|pod| pod.name() != flow.server);
-        scene.apply(&Service::new("web", 10).with(others))?;
-        flow.check("its endpoint left the Service")?;
+        let leaving = scene.backends.iter().filter(|pod| pod.name() == flow.server);
+        scene.apply(&Service::new("web", 10).with(others).draining(leaving))?;
+        flow.check("its endpoint is about to end")?;
         scene.apply(&Service::new("web", 10).with(&scene.backends))?;
         flow.check("its endpoint came back")?;
     }
