@@ -116,7 +116,7 @@ fuzz_target!(|bytes: &[u8]| {
             assert_eq!(frame, sent);
             assert!(DROPS.contains(&reason), "{reason:?}");
         }
-        Verdict::Translated(_) | Verdict::Return(_) | Verdict::Forward(..) | Verdict::Inject(..) => {
+        Verdict::Translated(_) | Verdict::Return(_) | Verdict::Forward(..) | Verdict::ShortCut(..) | Verdict::Inject(..) => {
             if read::read(sent).is_ok() {
                 read::read(&frame).expect("lengths and checksums are right");
             }

@@ -72,6 +72,9 @@ impl Program {
     }
 }
 
+/// `.rodata` of the packet programs: whether packets of established flows between pods of this node go past
+/// its stack, 0 for no.
+pub const SHORT_CUTS: &str = "SHORT_CUTS";
 /// `.rodata` of the socket programs: the cookie of the node's own network namespace.
 pub const NODE_NETNS: &str = "NODE_NETNS";
 /// `.rodata` of the socket programs: the network namespace cookie they are limited to, 0 for all.

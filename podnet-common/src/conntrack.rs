@@ -173,6 +173,13 @@ impl State {
         self.0 & Self::HAIRPIN != 0
     }
 
+    /// Whether an answer has reached the client: the flow's packets have then passed the node's stack both
+    /// ways.
+    #[inline(always)]
+    pub const fn replied(self) -> bool {
+        self.0 & Self::REPLIED != 0
+    }
+
     /// Whether the connection is over: closed by both sides, or reset.
     #[inline(always)]
     pub const fn closed(self) -> bool {
@@ -216,7 +223,7 @@ impl State {
     /// sooner than the kernel's 120 s: its tuple is free for another then.
     #[inline(always)]
     pub const fn lifetime(self, protocol: Protocol) -> u32 {
-        let replied = self.0 & Self::REPLIED != 0;
+        let replied = self.replied();
         match protocol {
             Protocol::TCP if self.closed() => Time::seconds(10),
             Protocol::TCP if self.0 & (Self::CLIENT_FIN | Self::BACKEND_FIN) != 0 => Time::seconds(3600),

@@ -90,6 +90,8 @@ pub struct HostTables {
     pub interface: u32,
     /// How packets leave the node: those of a family by the first with a source of that family.
     pub ways_out: Vec<WayOut>,
+    /// Whether packets may go past the node's stack.
+    pub short_cuts: bool,
     /// The cookie of the socket that sends the packet at hand.
     pub cookie: u64,
     /// The time.
@@ -117,6 +119,7 @@ impl Default for HostTables {
             networks: ServiceNetworks::default(),
             interface: 1,
             ways_out: Vec::new(),
+            short_cuts: false,
             cookie: 0,
             now: Time::default(),
             drawn: VecDeque::new(),
@@ -296,6 +299,16 @@ impl Tables for HostTables {
 
     fn led(&self, destination: Endpoint, protocol: Protocol) -> Option<Peer> {
         self.peer(&PeerKey::new(self.cookie, Known::Backend, destination, protocol))
+    }
+
+    fn short_cuts(&self) -> bool {
+        self.short_cuts
+    }
+
+    fn note_backend(&mut self, tuple: &Tuple, interface: u32) {
+        if let Some(flow) = self.flows.get_mut(tuple) {
+            flow.backend_interface = interface;
+        }
     }
 
     fn remove_flow(&mut self, tuple: &Tuple) {

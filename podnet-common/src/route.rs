@@ -9,7 +9,7 @@ use crate::fragment::{self, Fragment, FragmentKey, FragmentPorts};
 use crate::frame::{Frame, Mac};
 use crate::icmp;
 use crate::nat;
-use crate::packet::{self, Packet};
+use crate::packet::{self, Packet, TcpFlags};
 use crate::reject;
 use crate::sctp;
 use crate::select::{Choice, Nobody, Side, select};
@@ -158,7 +158,9 @@ fn decide<const SCTP: bool, F: Frame, T: Tables>(
     packet: &Packet,
 ) -> Verdict {
     let (source, destination) = (packet.tuple.source(), packet.tuple.destination());
-    let answer = matches!(hook, Hook::ToPod | Hook::ToNet) && tables.may_hold(Place::of_backend(source));
+    let short_cuts = hook == Hook::FromPod && tables.short_cuts();
+    let answer = (short_cuts || matches!(hook, Hook::ToPod | Hook::ToNet))
+        && tables.may_hold(Place::of_backend(source));
     let request = hook != Hook::ToPod && tables.may_hold(Place::of_frontend(destination.addr));
     if !answer && !request {
         return if hook != Hook::ToPod && tables.in_service_network(destination.addr) {
@@ -169,15 +171,46 @@ fn decide<const SCTP: bool, F: Frame, T: Tables>(
     }
     // Known flows first, SYNs too: a repeated one must not choose again.
     if let Some(flow) = tables.flow(&packet.tuple) {
-        if hook.translates(&flow) {
-            if let Some(verdict) = follow::<SCTP, _, _>(frame, tables, packet, &flow) {
-                return verdict;
+        let short_cut = if short_cuts { short_cut(tables, packet, &flow) } else { None };
+        if hook.translates(&flow) || short_cut.is_some() {
+            match (follow::<SCTP, _, _>(frame, tables, packet, &flow), short_cut) {
+                (Some(Verdict::Translated(reason)), Some(interface)) => {
+                    return Verdict::ShortCut(interface, reason);
+                }
+                (Some(verdict), _) => return verdict,
+                (None, _) => {}
             }
         } else if flow.alive(packet.tuple.protocol(), tables.now()) {
             return Verdict::Pass(Reason::NotService);
         }
     }
     if request { Verdict::Open } else { Verdict::Pass(Reason::NotService) }
+}
+
+/// The interface of this node behind which a packet's receiver is, if the packet may go there directly, past
+/// the node's stack: which has to have accepted the flow's packets both ways, and is to see how it begins and
+/// ends. That is what the kernel's own flow table does (Documentation/networking/nf_flowtable.rst).
+#[inline(always)]
+fn short_cut<T: Tables>(tables: &mut T, packet: &Packet, flow: &Flow) -> Option<u32> {
+    const EVENTS: u8 = TcpFlags::SYN | TcpFlags::FIN | TcpFlags::RST;
+    if flow.way != Way::POD || flow.state.hairpin() {
+        return None;
+    }
+    let interface = match flow.state.direction() {
+        Direction::Forward => flow.backend_interface,
+        Direction::Reply => {
+            // Where answers come from is where requests go to.
+            let here = tables.interface();
+            if flow.backend_interface != here {
+                let protocol = packet.tuple.protocol();
+                tables.note_backend(&packet.tuple, here);
+                tables.note_backend(&flow.to(protocol).reply(), here);
+            }
+            flow.client_interface
+        }
+    };
+    let open = flow.state.replied() && !flow.state.closed() && !packet.flags.has(EVENTS);
+    (open && interface != 0).then_some(interface)
 }
 
 /// Translates a fragment like the first one of its packet.

@@ -104,6 +104,10 @@ pub trait Tables: Services {
     /// Notes in the entry for `tuple` that a packet was seen at `now` and what `progress` it made;
     /// `false` if there is no such entry.
     fn touch_flow(&mut self, tuple: &Tuple, progress: State, now: Time) -> bool;
+    /// Whether packets of established flows between pods of this node may go past its stack.
+    fn short_cuts(&self) -> bool;
+    /// Notes in the entry for `tuple`, if there is one, behind which interface of this node the backend is.
+    fn note_backend(&mut self, tuple: &Tuple, interface: u32);
     /// Removes the entry for `tuple`, if there is one.
     fn remove_flow(&mut self, tuple: &Tuple);
 }

@@ -17,6 +17,8 @@ pub enum Verdict {
     Return(Reason),
     /// Out of the interface with this index, to the next hop on its way.
     Forward(u32, Reason),
+    /// To the pod behind the interface with this index, past the node's stack.
+    ShortCut(u32, Reason),
     /// Into the node by the interface with this index, as if it had come in there.
     Inject(u32, Reason),
     /// Nowhere.
@@ -32,6 +34,7 @@ impl Verdict {
             | Self::Translated(reason)
             | Self::Return(reason)
             | Self::Forward(_, reason)
+            | Self::ShortCut(_, reason)
             | Self::Inject(_, reason)
             | Self::Drop(reason) => reason,
         }

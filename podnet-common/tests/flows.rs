@@ -599,6 +599,12 @@ impl Tables for Raced {
     fn led(&self, destination: Endpoint, protocol: Protocol) -> Option<Peer> {
         self.tables.led(destination, protocol)
     }
+    fn short_cuts(&self) -> bool {
+        self.tables.short_cuts()
+    }
+    fn note_backend(&mut self, tuple: &Tuple, interface: u32) {
+        self.tables.note_backend(tuple, interface);
+    }
     fn remove_flow(&mut self, tuple: &Tuple) {
         self.tables.remove_flow(tuple);
     }

@@ -56,7 +56,7 @@ proptest! {
                     prop_assert!(DROPS.contains(&reason), "{:?}", reason);
                 }
                 Verdict::Rest | Verdict::Sctp | Verdict::Open => prop_assert!(false, "nobody has decided"),
-                Verdict::Translated(_) | Verdict::Return(_) | Verdict::Forward(..) | Verdict::Inject(..) => {
+                Verdict::Translated(_) | Verdict::Return(_) | Verdict::Forward(..) | Verdict::ShortCut(..) | Verdict::Inject(..) => {
                     if read(&sent).is_ok() {
                         prop_assert!(read(&frame).is_ok(), "{verdict:?}: {:?}", read(&frame));
                     }
@@ -334,6 +334,7 @@ impl Model {
             Verdict::Pass(_) => prop_assert_eq!(frame, sent),
             Verdict::Drop(_)
             | Verdict::Forward(..)
+            | Verdict::ShortCut(..)
             | Verdict::Inject(..)
             | Verdict::Rest
             | Verdict::Sctp

@@ -13,7 +13,7 @@ mod socket;
 mod tables;
 
 use aya_ebpf::bindings::{BPF_F_INGRESS, TC_ACT_SHOT, TC_ACT_UNSPEC};
-use aya_ebpf::helpers::generated::{bpf_redirect, bpf_redirect_neigh};
+use aya_ebpf::helpers::generated::{bpf_redirect, bpf_redirect_neigh, bpf_redirect_peer};
 use aya_ebpf::macros::{cgroup_sock_addr, classifier};
 use aya_ebpf::programs::{SockAddrContext, TcContext};
 use podnet_common::abi::Program;
@@ -189,6 +189,8 @@ fn finish(ctx: &TcContext, verdict: Verdict) -> i32 {
         Verdict::Forward(interface, _) => unsafe {
             bpf_redirect_neigh(interface, core::ptr::null_mut(), 0, 0) as i32
         },
+        // SAFETY: as above; the kernel hands the packet to the peer of the interface.
+        Verdict::ShortCut(interface, _) => unsafe { bpf_redirect_peer(interface, 0) as i32 },
         // SAFETY: as above.
         Verdict::Inject(interface, _) => unsafe { bpf_redirect(interface, u64::from(BPF_F_INGRESS)) as i32 },
     }

@@ -61,6 +61,11 @@ pub(crate) static NAMES: HashMap<ServiceId, ServiceName> = HashMap::pinned(1, BP
 #[map]
 pub(crate) static COUNTERS: PerCpuArray<u64> = PerCpuArray::pinned(Reason::ALL.len() as u32, 0);
 
+/// Whether packets of established flows between pods of this node go past its stack; 0: no.
+#[unsafe(no_mangle)]
+#[expect(unsafe_code, reason = "the loader finds the variable by its name")]
+pub(crate) static SHORT_CUTS: Global<u64> = Global::new(0);
+
 /// The cookie of the node's own network namespace.
 #[unsafe(no_mangle)]
 #[expect(unsafe_code, reason = "the loader finds the variable by its name")]

@@ -15,7 +15,9 @@ use podnet_common::tables::{InsertError, Overwrite, Services, Tables, WayOut};
 use podnet_common::wire::{Addr, Endpoint, Protocol};
 
 use crate::fib;
-use crate::maps::{AFFINITY, BACKENDS, FILTER, FLOWS, FRAGMENTS, FRONTENDS, NETWORKS, PEERS, SLOTS, SOURCES};
+use crate::maps::{
+    AFFINITY, BACKENDS, FILTER, FLOWS, FRAGMENTS, FRONTENDS, NETWORKS, PEERS, SHORT_CUTS, SLOTS, SOURCES,
+};
 
 const EEXIST: i32 = 17;
 
@@ -139,6 +141,19 @@ impl Tables for KernelTables<'_, TcContext> {
             (*flow).state = (*flow).state.with_progress_of(progress);
         }
         true
+    }
+
+    #[inline(always)]
+    fn short_cuts(&self) -> bool {
+        SHORT_CUTS.load() != 0
+    }
+
+    #[inline(always)]
+    fn note_backend(&mut self, tuple: &Tuple, interface: u32) {
+        if let Some(flow) = FLOWS.get_ptr_mut(tuple) {
+            // SAFETY: an aligned store of four bytes.
+            unsafe { (*flow).backend_interface = interface };
+        }
     }
 
     #[inline(always)]

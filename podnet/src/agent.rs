@@ -229,6 +229,7 @@ struct Agent {
     events: Events,
     node_ports: NodePorts,
     capacity: crate::changes::Capacity,
+    short_cuts: bool,
     /// How many networks of ServiceCIDRs the kernel does not take.
     networks_left_out: usize,
     /// Why changes were lost on the way to the kernel, if they were: its tables have to be read again.
@@ -267,6 +268,7 @@ impl Agent {
             events,
             node_ports: settings.datapath.node_ports.clone(),
             capacity,
+            short_cuts: settings.kernel.short_cuts,
             networks_left_out: 0,
             astray: None,
         })
@@ -317,6 +319,11 @@ impl Agent {
     }
 
     fn ready(&mut self) {
+        if self.short_cuts
+            && let Err(error) = kernel::tolerate_short_cuts()
+        {
+            warn!(%error, "the kernel may take the end of connections that took short cuts for INVALID");
+        }
         if let Err(error) = kernel::reserve_ports() {
             warn!(%error, "a socket of this node may get a source port of masqueraded connections");
         }

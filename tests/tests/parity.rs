@@ -230,7 +230,9 @@ const fn return_code(verdict: Verdict) -> u32 {
             TC_ACT_UNSPEC
         }
         Verdict::Drop(_) => TC_ACT_SHOT,
-        Verdict::Return(_) | Verdict::Forward(..) | Verdict::Inject(..) => TC_ACT_REDIRECT,
+        Verdict::Return(_) | Verdict::Forward(..) | Verdict::ShortCut(..) | Verdict::Inject(..) => {
+            TC_ACT_REDIRECT
+        }
     }
 }
 

@@ -21,10 +21,26 @@ pub(super) struct Kernel {
     /// Whose sockets are led to backends when they connect; packets of the others are translated
     #[arg(long, value_enum, env = "PODNET_SOCKET_LB", default_value_t)]
     socket_lb: SocketLb,
+
+    /// Hand packets of established flows between pods of this node to the receiver's interface, past the node's
+    /// stack
+    ///
+    /// The stack, its NetworkPolicies included, still decides about a flow's first packets both ways, and sees
+    /// how it ends. A policy that changes afterwards does not end the flow, and the stack's counters miss it.
+    /// For pods linked by veth. The kernel's connection tracking is told to be liberal with TCP's windows.
+    #[arg(long, env = "PODNET_SHORT_CUTS")]
+    short_cuts: bool,
 }
 
 impl Kernel {
     pub(super) fn settings(self, attach: AttachMode, capacity: Capacity) -> Settings {
-        Settings { bpffs: self.bpffs.bpffs, cgroup: self.cgroup, socket_lb: self.socket_lb, attach, capacity }
+        Settings {
+            bpffs: self.bpffs.bpffs,
+            cgroup: self.cgroup,
+            socket_lb: self.socket_lb,
+            short_cuts: self.short_cuts,
+            attach,
+            capacity,
+        }
     }
 }

@@ -201,6 +201,7 @@ fn load(settings: &Settings, maps: &Path) -> Result<Ebpf, Error> {
         table: abi::NODE_NETNS,
         source,
     })?;
+    let short_cuts = u64::from(settings.short_cuts);
     let only = match settings.socket_lb {
         SocketLb::Host => node,
         SocketLb::All | SocketLb::Off => 0,
@@ -210,6 +211,7 @@ fn load(settings: &Settings, maps: &Path) -> Result<Ebpf, Error> {
     loader
         .btf(None)
         .default_map_pin_directory(maps)
+        .override_global(abi::SHORT_CUTS, &short_cuts, true)
         .override_global(abi::NODE_NETNS, &node, true)
         .override_global(abi::SOCKET_NETNS, &only, true);
     for shape in shapes(&settings.capacity) {

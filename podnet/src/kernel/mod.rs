@@ -12,6 +12,7 @@
 //! programs in place.
 
 mod attach;
+mod conntrack;
 mod error;
 mod filter;
 mod load;
@@ -28,6 +29,7 @@ use std::path::PathBuf;
 use crate::changes::Capacity;
 
 pub use attach::Side;
+pub use conntrack::tolerate_short_cuts;
 pub use error::Error;
 pub use load::Dataplane;
 pub use pins::cleanup;
@@ -44,6 +46,8 @@ pub struct Settings {
     pub cgroup: Option<PathBuf>,
     /// Whose sockets those are.
     pub socket_lb: SocketLb,
+    /// Whether packets of established flows between pods of this node go past its stack.
+    pub short_cuts: bool,
     /// How programs are attached to interfaces.
     pub attach: AttachMode,
     /// The maps' sizes.

@@ -83,6 +83,9 @@ pub(crate) struct Fill {
     /// Whose sockets are led to backends.
     #[arg(long)]
     socket_lb: SocketLb,
+    /// Whether established flows go past the node's stack.
+    #[arg(long)]
+    short_cuts: bool,
     /// The interfaces to attach to.
     #[arg(long)]
     attach: Vec<String>,
@@ -145,6 +148,7 @@ impl Fill {
             bpffs: self.bpffs.clone(),
             cgroup: Some(self.cgroup.clone()),
             socket_lb: self.socket_lb,
+            short_cuts: self.short_cuts,
             attach: AttachMode::Auto,
             capacity: capacity(&services)?,
         };
