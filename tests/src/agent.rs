@@ -186,6 +186,11 @@ impl Agent {
         self.process.log()
     }
 
+    /// The end of its log, for error messages.
+    pub fn last_words(&self) -> String {
+        self.process.last_words()
+    }
+
     /// Asks the agent to end, and waits until it has.
     ///
     /// # Errors

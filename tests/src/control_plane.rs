@@ -11,6 +11,7 @@ use kube::Client;
 use kube::config::{KubeConfigOptions, Kubeconfig};
 
 use crate::lab::Lab;
+use crate::node::Node;
 use crate::pki::{Authority, Identity};
 use crate::pod::Outside;
 use crate::process::Process;
@@ -42,6 +43,16 @@ impl ControlPlane {
     /// # Errors
     /// If it does not get ready.
     pub fn start(lab: &Lab, programs: &Path) -> Result<Self> {
+        let mut plane = Self::without_controllers(lab, programs)?;
+        plane.start_controllers()?;
+        Ok(plane)
+    }
+
+    /// The same without controllers: nothing is in the API but what is put there.
+    ///
+    /// # Errors
+    /// If it does not get ready.
+    pub fn without_controllers(lab: &Lab, programs: &Path) -> Result<Self> {
         let machine = Outside::create(lab, "control-plane", LAST, None)?;
         let folder = lab.folder("control-plane")?;
         let logs = lab.folder("logs")?;
@@ -63,8 +74,30 @@ impl ControlPlane {
             controllers: None,
         };
         plane.start_api_server()?;
-        plane.start_controllers()?;
         Ok(plane)
+    }
+
+    /// Makes the API server reachable for a node of another lab, by a link of its own with this number; returns
+    /// the address that the node has there.
+    ///
+    /// # Errors
+    /// If the link cannot be made.
+    pub fn link(&self, node: &Node, number: u8) -> Result<Ipv4Addr> {
+        let [here, there] = [1, 2].map(|last| Ipv4Addr::new(192, 168, number, last));
+        let netns = &node.place().netns;
+        self.machine.place().netns.batch(&format!(
+            "link add link{number} type veth peer name control netns {}\n\
+             addr add {here}/30 dev link{number}\n\
+             link set link{number} up",
+            netns.name()
+        ))?;
+        netns.batch(&format!(
+            "addr add {there}/30 dev control\n\
+             link set control up\n\
+             route add {}/32 via {here}",
+            self.machine.v4()
+        ))?;
+        Ok(there)
     }
 
     /// Kills the API server.
@@ -119,14 +152,7 @@ impl ControlPlane {
     }
 
     fn start_controllers(&mut self) -> Result<()> {
-        let kubeconfig = self.kubeconfig_of(
-            "controllers",
-            &Credential::Certificate(self.authority.client(
-                "controllers",
-                "system:kube-controller-manager",
-                None,
-            )?),
-        )?;
+        let kubeconfig = self.kubeconfig_of_user("controllers", "system:kube-controller-manager")?;
         let mut command = self.machine.place().command(self.programs.join("kube-controller-manager"))?;
         command.arg("--kubeconfig").arg(&kubeconfig).args(["--leader-elect=false", "--secure-port=0"]);
         command.args([
@@ -155,6 +181,15 @@ impl ControlPlane {
     /// If it cannot be written.
     pub fn kubeconfig_with_token(&self, name: &str, token: &str) -> Result<PathBuf> {
         self.kubeconfig_of(name, &Credential::Token(token.to_owned()))
+    }
+
+    /// A kubeconfig of a user that the API server knows by a certificate.
+    ///
+    /// # Errors
+    /// If it cannot be written.
+    pub fn kubeconfig_of_user(&self, name: &str, user: &str) -> Result<PathBuf> {
+        let identity = self.authority.client(name, user, None)?;
+        self.kubeconfig_of(name, &Credential::Certificate(identity))
     }
 
     fn kubeconfig_of(&self, name: &str, credential: &Credential) -> Result<PathBuf> {

@@ -1,23 +1,33 @@
 //! Objects in a real cluster: what a kubelet and a person with kubectl would do.
 
+use std::collections::BTreeMap;
+use std::fmt::Debug;
 use std::net::IpAddr;
 use std::path::Path;
 
 use anyhow::{Context as _, Result};
 use k8s_openapi::api::authentication::v1::TokenRequest;
 use k8s_openapi::api::core::v1 as core;
+use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::api::rbac::v1::{ClusterRole, ClusterRoleBinding};
 use kube::api::{DeleteParams, Patch, PatchParams, PostParams};
 use kube::{Api, Client};
+use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
+use crate::differential::objects::Objects;
 use crate::node::Node;
 use crate::peer::PORT;
 use crate::pod::Pod;
 
 /// The namespace that tests work in.
 pub const NAMESPACE: &str = "default";
+
+/// The zone of a node: each is in one of its own.
+pub fn zone(node: &str) -> String {
+    format!("zone-{node}")
+}
 
 /// Says that a node exists and is fine, as its kubelet would.
 ///
@@ -29,7 +39,10 @@ pub async fn register_node(client: Client, node: &Node) -> Result<()> {
         .create(
             &PostParams::default(),
             &object(json!({
-                "metadata": {"name": node.name(), "labels": {"kubernetes.io/hostname": node.name()}},
+                "metadata": {"name": node.name(), "labels": {
+                    "kubernetes.io/hostname": node.name(),
+                    "topology.kubernetes.io/zone": zone(node.name()),
+                }},
             }))?,
         )
         .await
@@ -157,6 +170,68 @@ pub async fn delete_service(client: Client, name: &str) -> Result<()> {
     services.delete(name, &DeleteParams::default()).await.context("cannot delete a Service")?;
     Ok(())
 }
+
+/// Makes the API have the objects in `to` where it has those in `from`.
+///
+/// # Errors
+/// Those of the API.
+pub async fn reconcile(client: Client, from: &Objects, to: &Objects) -> Result<()> {
+    let services: Api<core::Service> = Api::namespaced(client.clone(), NAMESPACE);
+    let slices: Api<EndpointSlice> = Api::namespaced(client, NAMESPACE);
+    remove_missing(&services, &from.services, &to.services).await?;
+    for (name, object) in &to.services {
+        let unchanged = from.services.get(name) == Some(object);
+        if !unchanged {
+            put(&services, name, object).await?;
+        }
+        let status = to.statuses.get(name);
+        if let Some(status) = status.filter(|status| !unchanged || from.statuses.get(name) != Some(status)) {
+            let patch = Patch::Merge(json!({"status": {"loadBalancer": status}}));
+            let patched = services.patch_status(name, &PatchParams::default(), &patch).await;
+            patched.with_context(|| format!("cannot set the status of {name}: {status}"))?;
+        }
+    }
+    remove_missing(&slices, &from.slices, &to.slices).await?;
+    for (name, object) in &to.slices {
+        if from.slices.get(name) != Some(object) {
+            put(&slices, name, object).await?;
+        }
+    }
+    Ok(())
+}
+
+type Values = BTreeMap<String, Value>;
+
+async fn remove_missing<K: Stored>(api: &Api<K>, from: &Values, to: &Values) -> Result<()> {
+    for name in from.keys().filter(|name| !to.contains_key(*name)) {
+        let deleted = api.delete(name, &DeleteParams::default()).await;
+        deleted.with_context(|| format!("cannot delete {name}"))?;
+    }
+    Ok(())
+}
+
+/// Puts an object in the place of one of the same name.
+async fn put<K: Stored>(api: &Api<K>, name: &str, value: &Value) -> Result<()> {
+    let params = PostParams::default();
+    let object: K = object(value.clone())?;
+    let replaced = match api.replace(name, &params, &object).await {
+        Err(kube::Error::Api(status)) if status.code == 404 => api.create(&params, &object).await,
+        // Not all fields can be changed in place.
+        Err(kube::Error::Api(status)) if status.code == 422 => {
+            let deleted = api.delete(name, &DeleteParams::default()).await;
+            deleted.with_context(|| format!("cannot delete {name}, which {status} of"))?;
+            api.create(&params, &object).await
+        }
+        result => result,
+    };
+    replaced.with_context(|| format!("cannot write {name}: {value}"))?;
+    Ok(())
+}
+
+/// What the API keeps.
+trait Stored: kube::Resource<DynamicType = ()> + Clone + Debug + Serialize + DeserializeOwned {}
+
+impl<K: kube::Resource<DynamicType = ()> + Clone + Debug + Serialize + DeserializeOwned> Stored for K {}
 
 /// The rights that the shipped manifest gives to podnet.
 pub struct Rights {

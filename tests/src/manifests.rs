@@ -212,12 +212,13 @@ impl Family {
         if address.is_ipv4() { Self::V4 } else { Self::V6 }
     }
 
-    fn has(self, address: IpAddr) -> bool {
+    /// Whether `address` is of this family.
+    pub fn has(self, address: IpAddr) -> bool {
         self == Self::of(address)
     }
 
     /// Kubernetes' name.
-    fn name(self) -> &'static str {
+    pub fn name(self) -> &'static str {
         match self {
             Self::V4 => "IPv4",
             Self::V6 => "IPv6",

@@ -1,6 +1,6 @@
 //! Nodes.
 
-use std::net::{Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
@@ -96,6 +96,18 @@ impl Node {
     /// Its IPv6 address towards the other nodes.
     pub fn v6(&self) -> Ipv6Addr {
         Ipv6Addr::new(0xfd00, 0x172, 0x18, 0, 0, 0, 0, self.0.index.into())
+    }
+
+    /// All its addresses: towards the other nodes, and towards its pods.
+    pub fn addresses(&self) -> [IpAddr; 5] {
+        let index = self.0.index;
+        [
+            self.v4().into(),
+            self.v6().into(),
+            [10, 244, index, 1].into(),
+            [0xfd00, 0x10, 0x244, index.into(), 0, 0, 0, 1].into(),
+            [169, 254, 1, 1].into(),
+        ]
     }
 
     /// Where the node's own processes run; its pods share the cgroup.

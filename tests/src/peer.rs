@@ -9,7 +9,7 @@ use anyhow::{Context as _, Result, bail};
 use serde::de::DeserializeOwned;
 
 use crate::process::Place;
-use crate::protocol::{Answer, Reply, Summary};
+use crate::protocol::{Answer, Findings, Question, Reply, Summary};
 
 /// The port of all servers.
 pub const PORT: u16 = 8080;
@@ -105,8 +105,12 @@ impl Peer {
     }
 
     fn poke(&mut self) -> Result<()> {
+        self.say("")
+    }
+
+    fn say(&mut self, line: &str) -> Result<()> {
         let input = self.input.as_mut().context("the peer's input has been closed")?;
-        input.write_all(b"\n").context("the peer has ended")
+        input.write_all(format!("{line}\n").as_bytes()).context("the peer has ended")
     }
 
     fn line<T: DeserializeOwned>(&mut self) -> Result<T> {
@@ -190,6 +194,35 @@ impl Conversation {
             Ok(reply) => Ok(reply),
             Err(failure) => bail!("no answer: {failure:?}"),
         }
+    }
+}
+
+/// A client that sends many requests at the same time.
+pub struct Prober(Peer);
+
+impl Prober {
+    /// Starts the client.
+    ///
+    /// # Errors
+    /// If it cannot be started.
+    pub fn start(place: &Place) -> Result<Self> {
+        Ok(Self(Peer::start(place, &["probe".to_owned()])?))
+    }
+
+    /// Has all questions asked at the same time; [`findings`](Self::findings) has the answers.
+    ///
+    /// # Errors
+    /// If the client is gone.
+    pub fn ask(&mut self, questions: &[Question]) -> Result<()> {
+        self.0.say(&serde_json::to_string(questions)?)
+    }
+
+    /// What became of each of the questions.
+    ///
+    /// # Errors
+    /// If the client is gone.
+    pub fn findings(&mut self) -> Result<Vec<Findings>> {
+        self.0.line()
     }
 }
 

@@ -3,9 +3,9 @@
 //! A TCP client sends lines: `who`, `sink BYTES SEED`, `source BYTES SEED`. A UDP client sends anything.
 //! The server answers each with one line of JSON.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, Read, Write};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use serde::{Deserialize, Serialize};
 
@@ -77,6 +77,32 @@ impl Summary {
             }
         }
     }
+}
+
+/// Requests to one address, each by a connection or socket of its own, one after the other.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Question {
+    /// TCP, or UDP after `connect()`.
+    pub tcp: bool,
+    /// Where to.
+    pub to: SocketAddr,
+    /// How many.
+    pub times: u16,
+    /// After how many the client gives up, if none has been answered.
+    pub give_up: u16,
+    /// Milliseconds to wait for each answer.
+    pub patience: u64,
+}
+
+/// What became of the requests of a [`Question`].
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Findings {
+    /// How many were sent.
+    pub sent: u16,
+    /// The servers that answered, and whom they took the client for.
+    pub servers: BTreeSet<(String, IpAddr)>,
+    /// The kinds of failures.
+    pub failures: BTreeSet<String>,
 }
 
 const CHUNK: usize = 64 * 1024;

@@ -26,12 +26,12 @@ pub fn podnet() -> Option<PathBuf> {
     lacking(&format!("{} is not there: build it with `cargo xtask build` or set PODNET_BIN", path.display()))
 }
 
-/// The folder with etcd, kube-apiserver and kube-controller-manager.
+/// The folder with etcd, kube-apiserver, kube-controller-manager and kube-proxy.
 pub fn control_plane() -> Option<PathBuf> {
     let Some(folder) = variable("PODNET_CONTROL_PLANE") else {
         return lacking("it needs a control plane: `cargo xtask test cluster` builds it");
     };
-    for program in ["etcd", "kube-apiserver", "kube-controller-manager"] {
+    for program in ["etcd", "kube-apiserver", "kube-controller-manager", "kube-proxy"] {
         if !folder.join(program).is_file() {
             return lacking(&format!("there is no {program} in {}", folder.display()));
         }

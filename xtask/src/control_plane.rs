@@ -20,12 +20,13 @@ pub(crate) struct Component {
     package: &'static str,
 }
 
-/// What the tests use. The Go module also has kubectl and kube-proxy as tools
-/// (`k8s.io/kubernetes/cmd/...`): a line here builds them too.
-const COMPONENTS: [Component; 3] = [
+/// What the tests use. The Go module also has kubectl as a tool (`k8s.io/kubernetes/cmd/...`): a line here
+/// builds it too.
+const COMPONENTS: [Component; 4] = [
     Component { name: "etcd", package: "go.etcd.io/etcd/server/v3" },
     Component { name: "kube-apiserver", package: "k8s.io/kubernetes/cmd/kube-apiserver" },
     Component { name: "kube-controller-manager", package: "k8s.io/kubernetes/cmd/kube-controller-manager" },
+    Component { name: "kube-proxy", package: "k8s.io/kubernetes/cmd/kube-proxy" },
 ];
 
 /// The first Go that fetches by itself the newer one that a module asks for.

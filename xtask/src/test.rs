@@ -6,6 +6,7 @@ use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Context as _, Result, bail};
+use clap::ValueEnum as _;
 
 use crate::bpf_toolchain::nightlies;
 use crate::build::build_podnet;
@@ -26,6 +27,12 @@ pub(crate) struct Test {
     /// How long each fuzz target runs.
     #[arg(long, value_name = "SECONDS", default_value_t = 20)]
     fuzz_seconds: u32,
+    /// How long each comparison with kube-proxy goes on.
+    #[arg(long, value_name = "SECONDS", default_value_t = 90)]
+    parity_seconds: u32,
+    /// The seed of the first history that podnet and kube-proxy are compared by, if it is to be a certain one.
+    #[arg(long, value_name = "SEED")]
+    parity_seed: Option<u64>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, clap::ValueEnum)]
@@ -38,12 +45,20 @@ enum Layer {
     Kernel,
     /// Tests against a real Kubernetes control plane; as root.
     Cluster,
+    /// podnet against the real kube-proxy: random Services, the same packets to both; as root.
+    ParityKubeProxy,
     /// A short run of each fuzz target.
     Fuzz,
 }
 
 impl Layer {
-    const ALL: [Self; 5] = [Self::Lint, Self::Unit, Self::Kernel, Self::Cluster, Self::Fuzz];
+    const ALL: [Self; 6] =
+        [Self::Lint, Self::Unit, Self::Kernel, Self::Cluster, Self::ParityKubeProxy, Self::Fuzz];
+
+    /// Whether it runs against a real control plane.
+    fn needs_control_plane(self) -> bool {
+        matches!(self, Self::Cluster | Self::ParityKubeProxy)
+    }
 }
 
 impl Test {
@@ -59,13 +74,16 @@ impl Test {
 
     fn layers(&self, timings: &mut Timings) -> Result<()> {
         let layers: BTreeSet<_> = self.layers.iter().copied().collect();
-        let in_kernel = layers.contains(&Layer::Kernel) || layers.contains(&Layer::Cluster);
+        let in_cluster = layers.iter().any(|layer| layer.needs_control_plane());
+        let in_kernel = in_cluster || layers.contains(&Layer::Kernel);
         if in_kernel && !is_root() {
-            bail!("the layers kernel and cluster load programs into the kernel: run them as root");
+            bail!(
+                "the layers kernel, cluster and parity-kube-proxy load programs into the kernel: run them as root"
+            );
         }
         // The unit tests alone run anywhere that cargo does.
         if layers.iter().any(|layer| *layer != Layer::Unit) {
-            timings.run("setup", || setup(layers.contains(&Layer::Cluster)))?;
+            timings.run("setup", || setup(in_cluster))?;
         }
         let mut environment = Vec::new();
         if in_kernel {
@@ -76,16 +94,17 @@ impl Test {
             // What a test lacks here is a fault, not a reason to skip it.
             environment.push(("PODNET_REQUIRE", "1".into()));
             environment.extend(control_plane::variable()?);
+            environment.push(("PODNET_PARITY_SECONDS", self.parity_seconds.to_string().into()));
+            environment.extend(self.parity_seed.map(|seed| ("PODNET_PARITY_SEED", seed.to_string().into())));
         }
         for layer in layers {
             match layer {
                 Layer::Lint => lint(timings)?,
                 Layer::Unit => timings.run("unit", unit)?,
-                Layer::Kernel => timings.run("kernel", || {
-                    integration(cargo().envs(environment.clone()), |name| !belongs_to_cluster(name))
-                })?,
-                Layer::Cluster => timings
-                    .run("cluster", || integration(cargo().envs(environment.clone()), belongs_to_cluster))?,
+                Layer::Kernel | Layer::Cluster | Layer::ParityKubeProxy => {
+                    let name = layer.to_possible_value().context("every layer has a name")?;
+                    timings.run(name.get_name(), || integration(cargo().envs(environment.clone()), layer))?;
+                }
                 Layer::Fuzz => timings.run("fuzz", || fuzz(self.fuzz_seconds))?,
             }
         }
@@ -98,16 +117,21 @@ fn unit() -> Result<()> {
     run(cargo().args(["test", "-p", "tests", "--lib"]))
 }
 
-/// Whether a test file needs the control plane: `cluster` and `cluster_*`, but not `clusterip`.
-fn belongs_to_cluster(test: &str) -> bool {
-    test == "cluster" || test.starts_with("cluster_")
+/// The layer that a test file belongs to: `cluster` and `cluster_*`, but not `clusterip`, need the control
+/// plane.
+fn layer_of(test: &str) -> Layer {
+    match test {
+        "parity_kube_proxy" => Layer::ParityKubeProxy,
+        "cluster" => Layer::Cluster,
+        _ if test.starts_with("cluster_") => Layer::Cluster,
+        _ => Layer::Kernel,
+    }
 }
 
-/// Runs those test files of package `tests` whose names are `wanted`, one test at a time: they share
-/// the kernel.
-fn integration(cargo: &mut Command, wanted: impl Fn(&str) -> bool) -> Result<()> {
+/// Runs the test files of package `tests` that belong to `layer`, one test at a time: they share the kernel.
+fn integration(cargo: &mut Command, layer: Layer) -> Result<()> {
     let mut names = test_files(&workspace::root().join("tests/tests"))?;
-    names.retain(|name| wanted(name));
+    names.retain(|name| layer_of(name) == layer);
     if names.is_empty() {
         eprintln!("there are no such tests");
         return Ok(());
@@ -116,7 +140,12 @@ fn integration(cargo: &mut Command, wanted: impl Fn(&str) -> bool) -> Result<()>
     for name in &names {
         cargo.args(["--test", name]);
     }
-    run(cargo.args(["--no-fail-fast", "--", "--test-threads=1"]))
+    cargo.args(["--no-fail-fast", "--", "--test-threads=1"]);
+    if layer == Layer::ParityKubeProxy {
+        // It says how much has been compared.
+        cargo.arg("--nocapture");
+    }
+    run(cargo)
 }
 
 /// The names of cargo's integration tests in `folder`, sorted.
@@ -175,10 +204,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn cluster_tests_are_told_by_name() {
-        assert!(belongs_to_cluster("cluster"));
-        assert!(belongs_to_cluster("cluster_rbac"));
-        assert!(!belongs_to_cluster("clusterip"));
-        assert!(!belongs_to_cluster("policies"));
+    fn layers_are_told_by_the_names_of_tests() {
+        assert_eq!(layer_of("cluster"), Layer::Cluster);
+        assert_eq!(layer_of("cluster_rbac"), Layer::Cluster);
+        assert_eq!(layer_of("clusterip"), Layer::Kernel);
+        assert_eq!(layer_of("parity"), Layer::Kernel);
+        assert_eq!(layer_of("parity_kube_proxy"), Layer::ParityKubeProxy);
     }
 }

@@ -1,6 +1,7 @@
 //! The lab's helper: servers and clients in pods, a way into namespaces, and the janitor.
 
 mod client;
+mod prober;
 mod server;
 
 use std::io;
@@ -42,6 +43,8 @@ enum Task {
     },
     /// Sends one request for each line of input.
     Converse(Client),
+    /// Asks the questions in each line of input, all at the same time, and prints what became of them.
+    Probe,
     /// Sends requests all the time; prints a summary for each line of input and when it ends.
     Load {
         #[command(flatten)]
@@ -108,6 +111,7 @@ fn main() -> Result<()> {
             Ok(())
         }
         Task::Converse(client) => client::converse(&client),
+        Task::Probe => prober::probe(),
         Task::Load { client, workers, pause } => client::load(&client, workers, Duration::from_millis(pause)),
         Task::Transfer { to, bytes } => client::transfer(to, bytes),
     }
