@@ -106,7 +106,8 @@ fn compare(scope: &Scope, podnet: &[Proxy]) -> Result<()> {
             .with_context(|| format!("with the seed {seed}:\n{}", cluster.last_words()))?;
         if let Some(Found { history, differences }) = found {
             let history = show(&history);
-            bail!("seed {seed}: after this history\n{history}\n{differences}\n{tally}");
+            let logs = cluster.last_words();
+            bail!("seed {seed}: after this history\n{history}\n{differences}\n{tally}\n{logs}");
         }
         if start.elapsed() >= time {
             break;

@@ -359,9 +359,11 @@ fn address_type(slice: &Slice) -> &'static str {
     }
 }
 
-// The type of addresses cannot be changed in place.
+/// The name of a slice. The type of addresses cannot be changed in place; and kube-proxy 1.37 serves a slice that
+/// loses the label of its Service for ever, though it has been deleted.
 fn slice_name(service: &str, number: usize, slice: &Slice) -> String {
-    format!("{service}-{number}-{}", address_type(slice).to_lowercase())
+    let suffix = if slice.owned { "" } else { "-orphan" };
+    format!("{service}-{number}-{}{suffix}", address_type(slice).to_lowercase())
 }
 
 fn service_object(slot: u8, service: &Service) -> Value {
