@@ -1,4 +1,4 @@
-//! The programs of a real Kubernetes control plane, built from the Go module in
+//! The programs of a real Kubernetes control plane, and kube-proxy, built from the Go module in
 //! `tests/control-plane` into the tools folder.
 
 use std::ffi::OsString;

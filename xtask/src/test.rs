@@ -114,13 +114,14 @@ impl Test {
 
 fn unit() -> Result<()> {
     run(cargo().args(["test", "-p", "podnet-common", "-p", "podnet", "-p", "xtask"]))?;
-    run(cargo().args(["test", "-p", "tests", "--lib"]))
+    run(cargo().args(["test", "-p", "tests", "--lib", "--test", "semantics"]))
 }
 
-/// The layer that a test file belongs to: `cluster` and `cluster_*`, but not `clusterip`, need the control
+/// The layer that a test file belongs to: of `cluster` and `cluster_*`, but not `clusterip`, that of the control
 /// plane.
 fn layer_of(test: &str) -> Layer {
     match test {
+        "semantics" => Layer::Unit,
         "parity_kube_proxy" => Layer::ParityKubeProxy,
         "cluster" => Layer::Cluster,
         _ if test.starts_with("cluster_") => Layer::Cluster,
@@ -209,6 +210,7 @@ mod tests {
         assert_eq!(layer_of("cluster_rbac"), Layer::Cluster);
         assert_eq!(layer_of("clusterip"), Layer::Kernel);
         assert_eq!(layer_of("parity"), Layer::Kernel);
+        assert_eq!(layer_of("semantics"), Layer::Unit);
         assert_eq!(layer_of("parity_kube_proxy"), Layer::ParityKubeProxy);
     }
 }
