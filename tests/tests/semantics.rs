@@ -12,14 +12,15 @@ use podnet::cluster::model::service_ports;
 use podnet::cluster::object::{Key, Kind};
 use podnet::cluster::{Event as Told, manifests};
 use podnet::plan::Planner;
-use podnet_common::host::HostTables;
+use podnet_common::host::{HostTables, route_all};
 use podnet_common::network::Source as Range;
+use podnet_common::route::Hook;
 use podnet_common::service::{Backend, BackendId};
 use podnet_common::socket::{self, Caller};
 use podnet_common::tables::WayOut;
 use podnet_common::verdict::{Reason, Verdict};
 use podnet_common::wire::Endpoint;
-use podnet_common::{packet, route, wire};
+use podnet_common::{packet, wire};
 use proptest::test_runner::{Config, TestCaseError, TestError, TestRunner};
 use serde_json::{Value, json};
 use tests::differential::generate;
@@ -78,6 +79,7 @@ impl Node {
             port: 0,
             misled,
         };
+        node.tables.ways_out = NODE.map(|address| WayOut { interface: 1, source: address.into() }).into();
         node.tell(&json!({
             "apiVersion": "v1",
             "kind": "Node",
@@ -194,13 +196,12 @@ impl Node {
         self.port = if self.port < 30_000 { 30_000 } else { self.port + 1 };
         let from = SocketAddr::new(self.address(probe), self.port);
         let mut frame = opening(from, to, probe.protocol);
-        self.tables.way_out = Some(WayOut { interface: 1, source: of_family(&NODE, to).into() });
-        let verdict = match probe.from {
-            Vantage::Pod | Vantage::Backend => route::from_pod(&mut frame, &mut self.tables),
-            Vantage::Outside => route::from_net(&mut frame, &mut self.tables),
-            Vantage::Node => route::to_net(&mut frame, &mut self.tables),
+        let hook = match probe.from {
+            Vantage::Pod | Vantage::Backend => Hook::FromPod,
+            Vantage::Outside => Hook::FromNet,
+            Vantage::Node => Hook::ToNet,
         };
-        match verdict {
+        match route_all(hook, &mut frame, &mut self.tables) {
             Verdict::Pass(_) if probe.way == Way::NodePort => Event::Refusal,
             Verdict::Pass(_) | Verdict::Drop(_) => Event::Silence,
             verdict if matches!(verdict.reason(), Reason::NoEndpoints | Reason::NoPort) => Event::Refusal,
@@ -329,7 +330,7 @@ fn compare(cases: u32, misled: bool) -> Result<(), TestError<Vec<Step>>> {
 
 #[test]
 fn semantics_hold_in_memory() {
-    if let Err(error) = compare(100, false) {
+    if let Err(error) = compare(60, false) {
         panic!("{error}");
     }
 }
@@ -337,7 +338,7 @@ fn semantics_hold_in_memory() {
 /// The test can fail, and says why in few words.
 #[test]
 fn semantics_find_a_planted_difference() {
-    let Err(TestError::Fail(_, history)) = compare(100, true) else { panic!("a slice is not missed") };
+    let Err(TestError::Fail(_, history)) = compare(60, true) else { panic!("a slice is not missed") };
     let services: Vec<_> = history.iter().flat_map(|step| step.values().flatten()).collect();
     assert!(services.len() == 1 && services[0].slices.len() == 2, "{history:?} is not small");
 }
