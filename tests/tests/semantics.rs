@@ -8,7 +8,8 @@ use std::time::{Duration, Instant};
 use etherparse::PacketBuilder;
 use podnet::changes::{Capacity, Changes, Snapshot};
 use podnet::cluster::index::Index;
-use podnet::cluster::model::service_ports;
+use podnet::cluster::model::{service_networks, service_ports};
+use podnet::cluster::node::ProxySettings;
 use podnet::cluster::object::{Key, Kind};
 use podnet::cluster::{Event as Told, manifests};
 use podnet::plan::Planner;
@@ -70,7 +71,7 @@ struct Node {
 impl Node {
     fn new(misled: bool) -> Self {
         let mut node = Self {
-            index: Index::default(),
+            index: Index::new(ProxySettings { node: NODES[0].to_owned(), ..ProxySettings::default() }),
             planner: Planner::adopt(&Capacity::default(), &Snapshot::default()),
             tables: HostTables::new(1),
             objects: Objects::default(),
@@ -157,7 +158,7 @@ impl Node {
         tables.sources.extend(
             changes.sources.into_iter().map(|range| (Range::new(range.service, range.addr), range.length)),
         );
-        tables.networks = changes.networks.unwrap_or(tables.networks);
+        tables.networks = service_networks(&self.index);
     }
 
     /// What many requests meet, each the first of its client.
@@ -193,7 +194,7 @@ impl Node {
             // What a node sends to itself does not leave it.
             return Event::Refusal;
         }
-        self.port = if self.port < 30_000 { 30_000 } else { self.port + 1 };
+        self.port = self.port.checked_add(1).unwrap_or(30_000).max(30_000);
         let from = SocketAddr::new(self.address(probe), self.port);
         let mut frame = opening(from, to, probe.protocol);
         let hook = match probe.from {
@@ -320,7 +321,7 @@ fn differs(scope: &Scope, history: &[Step], misled: bool) -> Option<String> {
 }
 
 fn compare(cases: u32, misled: bool) -> Result<(), TestError<Vec<Step>>> {
-    let scope = Scope::compared();
+    let scope = if misled { Scope::plain() } else { Scope::compared() };
     let mut runner = TestRunner::new(Config { cases, failure_persistence: None, ..Config::default() });
     runner.run(&generate::history(&scope), |history| match differs(&scope, &history, misled) {
         Some(difference) => Err(TestCaseError::fail(difference)),
@@ -330,8 +331,10 @@ fn compare(cases: u32, misled: bool) -> Result<(), TestError<Vec<Step>>> {
 
 #[test]
 fn semantics_hold_in_memory() {
-    if let Err(error) = compare(60, false) {
-        panic!("{error}");
+    match compare(60, false) {
+        Ok(()) => {}
+        Err(TestError::Fail(difference, history)) => panic!("after {history:?}\n{difference}"),
+        Err(error) => panic!("{error}"),
     }
 }
 
