@@ -13,7 +13,7 @@ use crate::packet::{self, Packet, TcpFlags};
 use crate::reject;
 use crate::sctp;
 use crate::select::{Choice, Nobody, Side, select};
-use crate::service::{BackendFlags, Frontend, FrontendFlags, FrontendKey};
+use crate::service::{BackendFlags, Frontend, FrontendFlags, FrontendKey, FrontendKind};
 use crate::tables::{InsertError, Overwrite, Tables};
 use crate::verdict::{Reason, Verdict};
 use crate::wire::{Addr, Be16, Endpoint, Family, Protocol};
@@ -454,10 +454,15 @@ fn origin<F: Frame, T: Tables>(
         // and can be translated back.
         return Ok(Origin { addr: service.addr, way: Way::POD, hairpin: true, mac: Mac::default() });
     }
-    // Answers to a client outside come by this node only if the backend is on it.
+    // Answers to a client outside come by this node only if the backend is on it; and ClusterIPs are the
+    // cluster's own (semantics of kube-proxy's detectLocalMode).
     let masquerade = match sender {
         Sender::Pod => frontend.flags.has(FrontendFlags::MASQUERADE),
-        Sender::Net => frontend.flags.has(FrontendFlags::MASQUERADE) || !choice.local,
+        Sender::Net => {
+            frontend.flags.has(FrontendFlags::MASQUERADE)
+                || frontend.kind == FrontendKind::CLUSTER_IP
+                || !choice.local
+        }
         Sender::Node => false,
     };
     if !masquerade {
@@ -486,7 +491,8 @@ fn reserve<T: Tables>(
     now: Time,
 ) -> Result<(Tuple, Flow), Reason> {
     let (client, protocol) = (packet.tuple.source(), packet.tuple.protocol());
-    let masquerade = origin.way == Way::MASQUERADE;
+    // A socket of the node may reach the same backend directly, and has its port from the kernel.
+    let masquerade = matches!(origin.way, Way::MASQUERADE | Way::NODE);
     let state = State::new(origin.hairpin).after(packet.flags);
     let interface = tables.interface();
     let mut port = if masquerade { masquerade_port(tables.random()) } else { client.port };

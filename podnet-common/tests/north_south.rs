@@ -43,6 +43,9 @@ fn casts() -> impl Iterator<Item = Cast> {
         let backends = [pod(family, 2, 8080), pod(family, 3, 8080)];
         let mut tables = HostTables::new(1);
         tables.serve(node, protocol, backends);
+        for frontend in tables.frontends.values_mut() {
+            frontend.kind = FrontendKind::NODE_PORT;
+        }
         tables.change(BackendId(1), |mut backend| {
             backend.flags = backend.flags.with(BackendFlags::LOCAL);
             backend
@@ -86,6 +89,17 @@ fn a_local_backend_sees_the_clients_own_address() {
         assert_eq!(to_net(&mut late, &mut cast.tables), Verdict::Translated(Reason::Reply));
         let seen = read(&late).unwrap();
         assert_eq!((seen.from(), seen.to()), (cast.node, cast.client));
+    }
+}
+
+/// Semantics section 5: ClusterIPs are masqueraded for who is none of the cluster's pods.
+#[test]
+fn a_cluster_ip_hides_who_comes_from_outside() {
+    for mut cast in casts() {
+        cast.frontend().kind = FrontendKind::CLUSTER_IP;
+        let (verdict, seen) = cast.open(LOCAL);
+        assert_eq!(verdict, Verdict::Forward(UPLINK, Reason::NewFlow));
+        assert_eq!((seen.from().addr, seen.to()), (cast.node.addr, cast.backends[LOCAL]));
     }
 }
 
@@ -222,8 +236,13 @@ fn the_node_itself_is_a_client() {
         let mac: [u8; 6] = sent[6..12].try_into().unwrap();
         assert_eq!(to_net(&mut sent, &mut cast.tables), Verdict::Forward(UPLINK, Reason::NewFlow));
         let seen = read(&sent).unwrap();
-        assert_eq!((seen.from(), seen.to()), (client, cast.backends[LOCAL]));
-        let mut answer = frame(cast.backends[LOCAL], client, cast.protocol, SYN | ACK, b"");
+        let source = seen.from();
+        assert_eq!((source.addr, seen.to()), (client.addr, cast.backends[LOCAL]));
+        assert!(
+            MASQUERADE_PORTS.contains(&source.port.get()),
+            "another socket may have the same port towards the backend itself"
+        );
+        let mut answer = frame(cast.backends[LOCAL], source, cast.protocol, SYN | ACK, b"");
         cast.tables.interface = 77;
         assert_eq!(from_pod(&mut answer, &mut cast.tables), Verdict::Inject(UPLINK, Reason::Reply));
         assert_eq!(answer[..6], mac);
