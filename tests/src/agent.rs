@@ -110,9 +110,15 @@ pub struct Backend {
 }
 
 impl Frontend {
+    fn is(&self, at: SocketAddr, protocol: &str) -> bool {
+        self.address == at.ip() && self.port == at.port() && self.protocol.eq_ignore_ascii_case(protocol)
+    }
+}
+
+impl Side {
     /// The backends' addresses and ports.
-    fn endpoints(&self) -> BTreeSet<(IpAddr, u16)> {
-        self.inside.backends.iter().map(|backend| (backend.address, backend.port)).collect()
+    fn endpoints(&self) -> BTreeSet<SocketAddr> {
+        self.backends.iter().map(|backend| SocketAddr::new(backend.address, backend.port)).collect()
     }
 }
 
@@ -228,20 +234,42 @@ impl Agent {
     pub fn wait_for(&self, service: &Service) -> Result<()> {
         until(&format!("the kernel to serve {service:?}"), PATIENCE, || {
             let frontends = self.frontends()?;
-            for address in service.addresses() {
+            for at in service.frontends(&self.node) {
                 for protocol in service.protocols() {
-                    let backends: BTreeSet<_> = service.backends(*address).collect();
-                    let found = frontends.iter().find(|frontend| {
-                        frontend.address == *address
-                            && frontend.port == SERVICE_PORT
-                            && frontend.protocol.eq_ignore_ascii_case(protocol)
-                    });
+                    let backends: BTreeSet<_> = service.backends(at.ip()).collect();
+                    let found = frontends.iter().find(|frontend| frontend.is(at, protocol));
                     match found {
-                        Some(frontend) if frontend.endpoints() == backends => {}
-                        _ => bail!("{protocol} {address}: {found:?} in place of {backends:?}"),
+                        Some(frontend) if frontend.inside.endpoints() == backends => {}
+                        _ => bail!("{protocol} {at}: {found:?} in place of {backends:?}"),
                     }
                 }
             }
+            Ok(())
+        })
+        .with_context(|| self.process.last_words())
+    }
+
+    /// Waits until connections to `at` go to just these pods: those of this node's pods and of the node
+    /// itself, and those of others.
+    ///
+    /// # Errors
+    /// Where they go instead.
+    pub fn wait_for_sides(
+        &self,
+        at: SocketAddr,
+        protocol: &str,
+        inside: &[SocketAddr],
+        outside: &[SocketAddr],
+    ) -> Result<()> {
+        let set = |addresses: &[SocketAddr]| addresses.iter().copied().collect::<BTreeSet<_>>();
+        until(&format!("the kernel to serve {at}"), PATIENCE, || {
+            let frontends = self.frontends()?;
+            let found = frontends.iter().find(|frontend| frontend.is(at, protocol));
+            let found = found.with_context(|| format!("{at} is not served"))?;
+            ensure!(
+                found.inside.endpoints() == set(inside) && found.outside.endpoints() == set(outside),
+                "{found:?} in place of {inside:?} and {outside:?}"
+            );
             Ok(())
         })
         .with_context(|| self.process.last_words())

@@ -19,6 +19,10 @@ const PREFIX: &str = "podnet-lab-";
 /// Where bpffs is mounted.
 const BPFFS: &str = "/sys/fs/bpf";
 
+/// Where nodes send what is for none of them.
+pub(crate) const GATEWAY_V4: &str = "172.18.0.254";
+pub(crate) const GATEWAY_V6: &str = "fd00:172:18::fe";
+
 /// A cluster of namespaces. Clones are the same lab; with the last one, and the last node and pod, it ends.
 #[derive(Clone)]
 pub struct Lab(Arc<Inner>);
@@ -62,6 +66,23 @@ impl Lab {
         let fabric = Netns::create(format!("{PREFIX}{id}-fabric"))?;
         fabric.sysctl(&["net/ipv6/conf/all/disable_ipv6=1", "net/ipv6/conf/default/disable_ipv6=1"])?;
         fabric.batch("link add fabric type bridge\nlink set fabric up")?;
+        fabric.sysctl(&[
+            "net/ipv6/conf/fabric/disable_ipv6=0",
+            "net/ipv4/ip_forward=1",
+            "net/ipv6/conf/all/forwarding=1",
+        ])?;
+        // The nodes' gateway. It knows the way to pods and to nothing else, and says so.
+        let mut lines = format!(
+            "addr add {GATEWAY_V4}/24 dev fabric\naddr add {GATEWAY_V6}/64 dev fabric nodad\n\
+             route add unreachable default\nroute add unreachable ::/0\n"
+        );
+        for node in 1..=4 {
+            lines.push_str(&format!(
+                "route add 10.244.{node}.0/24 via 172.18.0.{node}\n\
+                 route add fd00:10:244:{node:x}::/64 via fd00:172:18::{node:x}\n"
+            ));
+        }
+        fabric.batch(&lines)?;
         Ok(Self(Arc::new(Inner {
             id,
             janitor: Mutex::new(janitor),

@@ -2,11 +2,12 @@
 
 use std::fmt::Write as _;
 use std::fs;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
 
+use crate::node::Node;
 use crate::peer::PORT;
 use crate::pod::Pod;
 
@@ -20,10 +21,16 @@ pub struct Service {
     endpoints: Vec<Endpoint>,
     draining: Vec<Endpoint>,
     target_port: u16,
+    node_port: Option<u16>,
+    balancers: Vec<IpAddr>,
+    external_ips: Vec<IpAddr>,
+    more: Vec<String>,
 }
 
 /// The port of all Services.
 pub const SERVICE_PORT: u16 = 80;
+/// The port of Services on nodes.
+pub const NODE_PORT: u16 = 30_080;
 
 #[derive(Clone, Debug)]
 struct Endpoint {
@@ -51,6 +58,10 @@ impl Service {
             endpoints: Vec::new(),
             draining: Vec::new(),
             target_port: PORT,
+            node_port: None,
+            balancers: Vec::new(),
+            external_ips: Vec::new(),
+            more: Vec::new(),
         }
     }
 
@@ -108,6 +119,31 @@ impl Service {
         Self { target_port, ..self }
     }
 
+    /// The same with the port [`NODE_PORT`] on each node.
+    #[must_use]
+    pub fn node_port(self) -> Self {
+        Self { node_port: Some(NODE_PORT), ..self }
+    }
+
+    /// The same with these addresses of a load balancer.
+    #[must_use]
+    pub fn balancers(self, addresses: impl IntoIterator<Item = IpAddr>) -> Self {
+        Self { balancers: addresses.into_iter().collect(), ..self }
+    }
+
+    /// The same with these external addresses.
+    #[must_use]
+    pub fn external_ips(self, addresses: impl IntoIterator<Item = IpAddr>) -> Self {
+        Self { external_ips: addresses.into_iter().collect(), ..self }
+    }
+
+    /// The same with a further line of its `spec`, such as `internalTrafficPolicy: Local`.
+    #[must_use]
+    pub fn spec(mut self, line: &str) -> Self {
+        self.more.push(line.to_owned());
+        self
+    }
+
     /// Its name.
     pub fn name(&self) -> &str {
         &self.name
@@ -123,6 +159,19 @@ impl Service {
         &self.addresses
     }
 
+    /// All that it is reached at on `node`.
+    pub fn frontends(&self, node: &Node) -> Vec<SocketAddr> {
+        let of_service = self.addresses.iter().chain(&self.balancers).chain(&self.external_ips);
+        let mut all: Vec<_> = of_service.map(|address| SocketAddr::new(*address, SERVICE_PORT)).collect();
+        if let Some(port) = self.node_port {
+            let nodes = [node.v4().into(), node.v6().into()];
+            let served =
+                |address: &IpAddr| self.addresses.iter().any(|own| own.is_ipv4() == address.is_ipv4());
+            all.extend(nodes.into_iter().filter(served).map(|address| SocketAddr::new(address, port)));
+        }
+        all
+    }
+
     /// Its address of this family.
     ///
     /// # Errors
@@ -133,30 +182,44 @@ impl Service {
     }
 
     /// The addresses and port of the pods behind `address`.
-    pub fn backends(&self, address: IpAddr) -> impl Iterator<Item = (IpAddr, u16)> {
+    pub fn backends(&self, address: IpAddr) -> impl Iterator<Item = SocketAddr> {
         self.endpoints
             .iter()
             .flat_map(|endpoint| endpoint.addresses)
             .filter(move |backend| backend.is_ipv4() == address.is_ipv4())
-            .map(|backend| (backend, self.target_port))
+            .map(|backend| SocketAddr::new(backend, self.target_port))
     }
 
     /// The Service and its slices.
     fn yaml(&self) -> String {
-        let Self { name, addresses, target_port, .. } = self;
+        let Self { name, addresses, target_port, balancers, external_ips, .. } = self;
+        let kind = match (self.node_port, balancers.is_empty()) {
+            (_, false) => "LoadBalancer",
+            (Some(_), true) => "NodePort",
+            (None, true) => "ClusterIP",
+        };
         let families: Vec<_> = addresses.iter().map(|address| Family::of(*address).name()).collect();
         let mut yaml = format!(
             "apiVersion: v1\nkind: Service\nmetadata:\n  namespace: default\n  name: {name}\nspec:\n  \
-             type: ClusterIP\n  clusterIP: \"{}\"\n  clusterIPs: {addresses:?}\n  ipFamilies: {families:?}\n  \
-             ports:\n",
+             type: {kind}\n  clusterIP: \"{}\"\n  clusterIPs: {addresses:?}\n  ipFamilies: {families:?}\n  \
+             externalIPs: {external_ips:?}\n",
             addresses[0]
         );
+        for line in &self.more {
+            let _ = writeln!(yaml, "  {line}");
+        }
+        yaml.push_str("  ports:\n");
+        let node_port = self.node_port.map(|port| format!(", nodePort: {port}")).unwrap_or_default();
         for protocol in &self.protocols {
             let port = protocol.to_lowercase();
             let _ = writeln!(
                 yaml,
-                "  - {{name: {port}, protocol: {protocol}, port: {SERVICE_PORT}, targetPort: {target_port}}}"
+                "  - {{name: {port}, protocol: {protocol}, port: {SERVICE_PORT}, targetPort: {target_port}{node_port}}}"
             );
+        }
+        if !balancers.is_empty() {
+            let ingress: Vec<_> = balancers.iter().map(|ip| format!("{{ip: \"{ip}\"}}")).collect();
+            let _ = writeln!(yaml, "status: {{loadBalancer: {{ingress: [{}]}}}}", ingress.join(", "));
         }
         for family in addresses.iter().map(|address| Family::of(*address)) {
             yaml.push_str(&self.slice(family));
@@ -249,6 +312,19 @@ impl Manifests {
     /// If the file cannot be written.
     pub fn apply(&self, service: &Service) -> Result<()> {
         self.write(&format!("{}.yaml", service.name), &service.yaml())
+    }
+
+    /// Writes a Node, with its addresses.
+    ///
+    /// # Errors
+    /// If the file cannot be written.
+    pub fn apply_node(&self, node: &Node) -> Result<()> {
+        let (name, v4, v6) = (node.name(), node.v4(), node.v6());
+        let yaml = format!(
+            "apiVersion: v1\nkind: Node\nmetadata: {{name: {name}}}\nstatus:\n  addresses:\n  \
+             - {{type: InternalIP, address: \"{v4}\"}}\n  - {{type: InternalIP, address: \"{v6}\"}}\n"
+        );
+        self.write(&format!("node-{name}.yaml"), &yaml)
     }
 
     /// Writes many Services as one file.

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU8, Ordering};
 
 use anyhow::Result;
 
-use crate::lab::Lab;
+use crate::lab::{GATEWAY_V4, GATEWAY_V6, Lab};
 use crate::pod::{Pod, PodKind};
 use crate::process::Place;
 
@@ -43,6 +43,8 @@ impl Node {
         let mut lines = format!(
             "addr add 172.18.0.{index}/24 dev eth0\n\
              addr add fd00:172:18::{index:x}/64 dev eth0 nodad\n\
+             route add default via {GATEWAY_V4}\n\
+             route add default via {GATEWAY_V6}\n\
              link add cni0 type bridge\n\
              link set cni0 up\n\
              addr add 10.244.{index}.1/25 dev cni0\n\

@@ -6,10 +6,10 @@ use anyhow::Result;
 
 use crate::agent::{Agent, Settings, SocketLb, service_port};
 use crate::lab::Lab;
-use crate::manifests::{Family, Manifests, Service};
+use crate::manifests::{Family, Manifests, NODE_PORT, Service};
 use crate::node::Node;
 use crate::peer::{Server, Target, Transport};
-use crate::pod::{Pod, PodKind};
+use crate::pod::{Outside, Pod, PodKind};
 
 /// What a scene is to be.
 #[derive(Clone, Copy, Debug)]
@@ -109,5 +109,83 @@ pub fn address_of(pod: &Pod, family: Family) -> IpAddr {
     match family {
         Family::V4 => pod.v4().into(),
         Family::V6 => pod.v6().into(),
+    }
+}
+
+/// Two nodes with an agent each, and somebody who is on neither.
+pub struct Cluster {
+    /// The agents, of the first node and the second.
+    pub agents: [Agent; 2],
+    /// The servers in [`here`](Self::here) and [`there`](Self::there).
+    pub servers: Vec<Server>,
+    /// The nodes: the first is the gateway of who is outside.
+    pub nodes: [Node; 2],
+    /// Somebody outside of the cluster.
+    pub outside: Outside,
+    /// A pod on the first node that serves nobody.
+    pub client: Pod,
+    /// A pod on the first node that serves, and is called so.
+    pub here: Pod,
+    /// A pod on the second node that serves, and is called so.
+    pub there: Pod,
+    /// What the agents read.
+    pub manifests: Manifests,
+    /// The lab.
+    pub lab: Lab,
+}
+
+impl Cluster {
+    /// Makes the cluster, all pods of one kind; the agents get `flags` too. `None` if the test is to be
+    /// skipped.
+    ///
+    /// # Errors
+    /// If something does not come up.
+    pub fn start(kind: PodKind, socket_lb: SocketLb, flags: &[&str]) -> Result<Option<Self>> {
+        let Some(lab) = Lab::start()? else { return Ok(None) };
+        let nodes = [lab.node("a")?, lab.node("b")?];
+        let outside = Outside::create(&lab, "outside", 100, Some(&nodes[0]))?;
+        let client = nodes[0].pod("client", kind)?;
+        let (here, there) = (nodes[0].pod("here", kind)?, nodes[1].pod("there", kind)?);
+        let servers =
+            vec![Server::start(here.place(), here.name())?, Server::start(there.place(), there.name())?];
+        let manifests = Manifests::new(lab.folder("manifests")?);
+        for node in &nodes {
+            manifests.apply_node(node)?;
+        }
+        let mut settings = Settings::new(&manifests, socket_lb);
+        settings.further = flags.iter().map(|&flag| flag.to_owned()).collect();
+        let agents = [Agent::start(&nodes[0], settings.clone())?, Agent::start(&nodes[1], settings)?];
+        Ok(Some(Self { agents, servers, nodes, outside, client, here, there, manifests, lab }))
+    }
+
+    /// Puts a Service in the place of one of the same name, and waits until both kernels serve it: all
+    /// clients by all endpoints.
+    ///
+    /// # Errors
+    /// If they do not.
+    pub fn apply(&self, service: &Service) -> Result<()> {
+        self.manifests.apply(service)?;
+        self.agents.iter().try_for_each(|agent| agent.wait_for(service))
+    }
+
+    /// The first node's address and port of Services on nodes.
+    pub fn node_port(&self, family: Family) -> SocketAddr {
+        SocketAddr::new(node_address(&self.nodes[0], family), NODE_PORT)
+    }
+
+    /// The address of who is outside.
+    pub fn outside_address(&self, family: Family) -> IpAddr {
+        match family {
+            Family::V4 => self.outside.v4().into(),
+            Family::V6 => self.outside.v6().into(),
+        }
+    }
+}
+
+/// The address of `node` in this family.
+pub fn node_address(node: &Node, family: Family) -> IpAddr {
+    match family {
+        Family::V4 => node.v4().into(),
+        Family::V6 => node.v6().into(),
     }
 }
