@@ -19,6 +19,7 @@ pub mod pki;
 pub mod pod;
 pub mod process;
 pub mod protocol;
+pub mod proxies;
 pub mod require;
 pub mod scene;
 pub mod wait;

@@ -4,7 +4,6 @@
 //! have no link to each other; node `a` of each has one to the API server.
 
 use std::collections::BTreeSet;
-use std::fs;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -20,7 +19,7 @@ use super::scope::Scope;
 use super::semantics::{Event, Expected, Network, Outcome, Probe, Source, Vantage, expect, probes};
 use crate::agent::{Agent, Settings, SocketLb, Source as From};
 use crate::control_plane::ControlPlane;
-use crate::kubernetes::{self as api, NAMESPACE, Rights};
+use crate::kubernetes::{self as api, NAMESPACE};
 use crate::lab::Lab;
 use crate::manifests::{Family, Manifests};
 use crate::node::Node;
@@ -28,10 +27,9 @@ use crate::peer::{Prober, Server};
 use crate::pod::{Outside, Pod, PodKind};
 use crate::process::Process;
 use crate::protocol::{Findings, Question};
+use crate::proxies::{Kubeconfigs, kube_proxy};
 use crate::wait::{PATIENCE, until};
 
-/// The addresses of the lab's pods, in the form of kube-proxy's configuration.
-const POD_CIDRS: &str = "10.244.0.0/16,fd00:10:244::/48";
 /// The Service that says how far a proxy has got.
 const SENTINEL: &str = "sentinel";
 const SENTINEL_V4: Ipv4Addr = Ipv4Addr::new(10, 96, 2, 1);
@@ -210,24 +208,6 @@ fn sentinel_of(round: u16) -> (u16, usize) {
     (1000 + round % 1000, usize::from(round % u16::from(BACKENDS)))
 }
 
-/// Whom the proxies talk to the API server as.
-struct Kubeconfigs {
-    kube_proxy: PathBuf,
-    podnet: PathBuf,
-}
-
-impl Kubeconfigs {
-    fn create(plane: &ControlPlane, admin: &Path) -> Result<Self> {
-        let rights =
-            Rights::of_manifest(&Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/podnet.yaml"))?;
-        let token = plane.run(admin, async |client| rights.grant(client, true).await)?;
-        Ok(Self {
-            kube_proxy: plane.kubeconfig_of_user("kube-proxy", "system:kube-proxy")?,
-            podnet: plane.kubeconfig_with_token("podnet", &token)?,
-        })
-    }
-}
-
 /// Nodes, pods and clients, without a proxy.
 struct Ground {
     lab: Lab,
@@ -299,7 +279,7 @@ impl World {
         let mut misled = None;
         let node = &ground.nodes[0];
         let running = match proxy {
-            Proxy::KubeProxy => Running::KubeProxy(kube_proxy(&ground, programs, &kubeconfigs.kube_proxy)?),
+            Proxy::KubeProxy => Running::KubeProxy(kube_proxy(node, programs, &kubeconfigs.kube_proxy)?),
             Proxy::Podnet(socket_lb) => {
                 let source = From::Kubeconfig(kubeconfigs.podnet.clone());
                 Running::Podnet(Agent::start(node, Settings::from(source, *socket_lb))?)
@@ -448,28 +428,4 @@ fn question(expected: &Expected, probe: &Probe, look: u32) -> Question {
         give_up,
         patience: u64::try_from(patience.as_millis()).unwrap_or(u64::MAX),
     }
-}
-
-fn kube_proxy(ground: &Ground, programs: &Path, kubeconfig: &Path) -> Result<Process> {
-    let node = &ground.nodes[0];
-    let config = json!({
-        "apiVersion": "kubeproxy.config.k8s.io/v1alpha1",
-        "kind": "KubeProxyConfiguration",
-        "mode": "nftables",
-        "hostnameOverride": node.name(),
-        "clientConnection": {"kubeconfig": kubeconfig},
-        "clusterCIDR": POD_CIDRS,
-        "detectLocalMode": "ClusterCIDR",
-        "nodePortAddresses": ["primary"],
-        "nftables": {"minSyncPeriod": "10ms"},
-        // The machine's own limits are not kube-proxy's to set here.
-        "conntrack": {
-            "maxPerCore": 0, "min": 0, "tcpCloseWaitTimeout": "0s", "tcpEstablishedTimeout": "0s",
-        },
-    });
-    let path = ground.lab.folder("kube-proxy")?.join("config.yaml");
-    fs::write(&path, config.to_string()).with_context(|| format!("cannot write {}", path.display()))?;
-    let mut command = node.place().command(programs.join("kube-proxy"))?;
-    command.arg("--config").arg(path);
-    Process::start("kube-proxy", command, &ground.lab.folder("logs")?.join("kube-proxy.log"))
 }
