@@ -12,10 +12,11 @@ use podnet_common::verdict::Reason;
 use serde::Serialize;
 use tests::lab::Lab;
 use tests::node::Node;
-use tests::pod::{Pod, PodKind};
+use tests::pod::PodKind;
 
 use crate::client::{Part, Task, What};
 use crate::fill::{Shape, fill};
+use crate::hooks::Hooks;
 use crate::machine::{self, Machine};
 use crate::nft;
 use crate::report::{self, Aim};
@@ -51,12 +52,61 @@ pub(crate) struct EastWest {
 enum Way {
     /// To the pod's own address.
     Direct,
+    /// The same, past programs that do nothing, where podnet's are.
+    Hooks,
     /// To a Service, translated at the pod's interface.
     Tc,
+    /// The same to a Service whose clients stay with their backends.
+    TcAffinity,
+    /// The same, while the Services have all kinds of addresses.
+    TcAllFrontends,
     /// To a Service, whose backend the socket is led to.
     Socket,
+    /// The same without programs at the pods' interfaces.
+    SocketAlone,
     /// To a Service, by kube-proxy's rules.
     Nft,
+}
+
+impl Way {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Direct => "direct",
+            Self::Hooks => "hooks of podnet, empty",
+            Self::Tc => "podnet tc",
+            Self::TcAffinity => "podnet tc, affinity",
+            Self::TcAllFrontends => "podnet tc, all frontends",
+            Self::Socket => "podnet socket LB",
+            Self::SocketAlone => "podnet socket LB alone",
+            Self::Nft => "nft",
+        }
+    }
+
+    /// Whether there is a Service on it.
+    fn is_direct(self) -> bool {
+        matches!(self, Self::Direct | Self::Hooks)
+    }
+
+    /// Whose sockets podnet leads to backends, where it is podnet's.
+    fn socket_lb(self) -> Option<&'static str> {
+        match self {
+            Self::Tc | Self::TcAffinity | Self::TcAllFrontends => Some("off"),
+            Self::Socket | Self::SocketAlone => Some("all"),
+            Self::Direct | Self::Hooks | Self::Nft => None,
+        }
+    }
+
+    /// The aim for a thing that is measured.
+    fn aim(self, what: What, name: &str, ratio: f64) -> Option<Aim> {
+        match (self, what) {
+            (Self::Socket | Self::SocketAlone, What::New) => Some(Aim::at_most(name, 1.10, ratio)),
+            (Self::Socket | Self::SocketAlone, What::Established) => Some(Aim::at_most(name, 1.02, ratio)),
+            (Self::Socket | Self::SocketAlone, What::Crr) => Some(Aim::at_least(name, 0.97, ratio)),
+            (Self::Tc | Self::TcAllFrontends, What::New) => Some(Aim::at_most(name, 1.15, ratio)),
+            (Self::Tc | Self::TcAllFrontends, What::Established) => Some(Aim::at_most(name, 1.08, ratio)),
+            _ => None,
+        }
+    }
 }
 
 /// One of those compared, with all it needs.
@@ -68,6 +118,7 @@ struct Variant {
     node: Node,
     client: Part,
     server: Part,
+    _hooks: Option<Hooks>,
 }
 
 /// What was measured of a variant: for each thing, a value for each round.
@@ -165,20 +216,26 @@ impl EastWest {
     }
 
     fn variants(&self) -> Result<Vec<Variant>> {
-        let mut wanted = vec![(Way::Direct, 0), (Way::Direct, 0)];
-        let large = if self.quick { [10, 1000].as_slice() } else { &[10, 10_000, 100_000] };
-        for way in [Way::Tc, Way::Socket] {
-            wanted.extend(large.iter().map(|services| (way, *services)));
+        let sizes = if self.quick { [10, 1000].as_slice() } else { &[10, 10_000, 100_000] };
+        // A node has not as many ports as there may be services.
+        let (two, one) = (&sizes[..2], &sizes[1..2]);
+        let mut wanted = vec![(Way::Direct, 0), (Way::Direct, 0), (Way::Hooks, 0)];
+        for (way, sizes) in [
+            (Way::Tc, sizes),
+            (Way::TcAffinity, one),
+            (Way::TcAllFrontends, two),
+            (Way::Socket, sizes),
+            (Way::SocketAlone, two),
+            (Way::Nft, two),
+        ] {
+            wanted.extend(sizes.iter().map(|services| (way, *services)));
         }
-        wanted.extend(large.iter().take(2).map(|services| (Way::Nft, *services)));
         let mut variants = Vec::new();
         for (place, (way, services)) in wanted.into_iter().enumerate() {
             let name = match way {
-                Way::Direct if place == 0 => "direct".to_owned(),
-                Way::Direct => "direct again (the noise)".to_owned(),
-                Way::Tc => format!("podnet tc, {services}"),
-                Way::Socket => format!("podnet socket LB, {services}"),
-                Way::Nft => format!("nft, {services}"),
+                Way::Direct if place > 0 => "direct again (the noise)".to_owned(),
+                Way::Direct | Way::Hooks => way.name().to_owned(),
+                _ => format!("{}, {services}", way.name()),
             };
             let is_wanted = self.only.as_ref().is_none_or(|only| name.contains(only));
             if way == Way::Direct || is_wanted {
@@ -203,22 +260,25 @@ impl Variant {
             .sysctl(&["net/ipv4/ip_local_port_range=1024 65535", "net/ipv4/tcp_tw_reuse=1"])?;
         let endpoints = PORTS.map(|port| SocketAddrV4::new(server.v4(), port));
         let targets = services::spread(targets, services);
-        let shape = Shape::alike(services, &endpoints, &targets);
-        match way {
-            Way::Direct => {}
-            Way::Tc => drop(fill(&node, &shape, "off", &interfaces(&client, &server), 0)?),
-            // As the agent does: packets of sockets that are not led to a backend are translated.
-            Way::Socket => drop(fill(&node, &shape, "all", &interfaces(&client, &server), 0)?),
-            Way::Nft => {
-                nft::run(node.place(), nft::BASE)?;
-                for part in shape.list().chunks(NFT_AT_ONCE) {
-                    nft::run(node.place(), &nft::add(part, true))?;
-                }
+        let mut shape = Shape::alike(services, &endpoints, &targets);
+        shape.affinity = way == Way::TcAffinity;
+        shape.all_frontends = way == Way::TcAllFrontends;
+        // As the agent does even for sockets: packets of those that are not led to a backend are translated.
+        let interfaces = [client.interface(), server.interface()];
+        let attach = if way == Way::SocketAlone { &[] } else { interfaces.as_slice() };
+        let hooks = (way == Way::Hooks).then(|| Hooks::attach(&node, &interfaces)).transpose()?;
+        if let Some(socket_lb) = way.socket_lb() {
+            fill(&node, &shape, socket_lb, attach, 0)?;
+        } else if way == Way::Nft {
+            nft::run(node.place(), nft::BASE)?;
+            for part in shape.list().chunks(NFT_AT_ONCE) {
+                nft::run(node.place(), &nft::add(part, true))?;
             }
         }
-        let to = match way {
-            Way::Direct => endpoints.to_vec(),
-            _ => shape.list().iter().filter(|service| service.udp).map(services::Service::address).collect(),
+        let to = if way.is_direct() {
+            endpoints.to_vec()
+        } else {
+            shape.list().iter().filter(|service| service.udp).map(services::Service::address).collect()
         };
         let last = machine::cores() - 1;
         let (server_core, client_core) = (last.to_string(), last.saturating_sub(1).to_string());
@@ -226,7 +286,7 @@ impl Variant {
         server.hear()?;
         let client = Part::start(client.place(), &["measure", "--core", &client_core])?;
         eprintln!("{name}: set up in {:.1?}", start.elapsed());
-        Ok(Self { name, way, services, to, node, client, server })
+        Ok(Self { name, way, services, to, node, client, server, _hooks: hooks })
     }
 
     fn measure(&mut self, what: What, quick: bool) -> Result<crate::client::Measured> {
@@ -253,9 +313,7 @@ impl Variant {
 
     /// What podnet's programs have decided, and that they are the ones that did the work.
     fn verdicts(&self) -> Result<BTreeMap<&'static str, u64>> {
-        if !matches!(self.way, Way::Tc | Way::Socket) {
-            return Ok(BTreeMap::new());
-        }
+        let Some(socket_lb) = self.way.socket_lb() else { return Ok(BTreeMap::new()) };
         let counters: BTreeMap<_, _> = View::open(self.node.bpffs())?
             .counters()?
             .into_iter()
@@ -263,7 +321,7 @@ impl Variant {
             .map(|(reason, count)| (reason.label(), count))
             .collect();
         let (tc, socket) = (Reason::NewFlow.label(), Reason::SocketConnect.label());
-        let (does, does_not) = if self.way == Way::Tc { (tc, socket) } else { (socket, tc) };
+        let (does, does_not) = if socket_lb == "off" { (tc, socket) } else { (socket, tc) };
         ensure!(
             counters.contains_key(does) && !counters.contains_key(does_not),
             "{} was not what was measured: {counters:?}",
@@ -275,10 +333,6 @@ impl Variant {
 
 /// A ruleset of many services is loaded in transactions of this many: one of all takes minutes.
 const NFT_AT_ONCE: usize = 500;
-
-fn interfaces<'a>(client: &'a Pod, server: &'a Pod) -> [&'a str; 2] {
-    [client.interface(), server.interface()]
-}
 
 /// Relates all figures to those of the first variant.
 fn relate(figures: &mut [Figures]) {
@@ -320,7 +374,7 @@ fn table(figures: &[Figures]) -> comfy_table::Table {
 fn aims(variants: &[Variant], figures: &[Figures], measured: &[What]) -> Vec<Aim> {
     let mut aims = Vec::new();
     for (place, variant) in variants.iter().enumerate() {
-        if !matches!(variant.way, Way::Tc | Way::Socket) {
+        if variant.way.socket_lb().is_none() {
             continue;
         }
         // The cost is to be the same whatever the number of services.
@@ -328,14 +382,7 @@ fn aims(variants: &[Variant], figures: &[Figures], measured: &[What]) -> Vec<Aim
         for what in measured {
             let name = format!("{}: {}", variant.name, what.name());
             let ratio = figures[place].ratios[what.name()].median;
-            aims.extend(match (variant.way, what) {
-                (Way::Socket, What::New) => Some(Aim::at_most(&name, 1.10, ratio)),
-                (Way::Socket, What::Established) => Some(Aim::at_most(&name, 1.02, ratio)),
-                (Way::Socket, What::Crr) => Some(Aim::at_least(&name, 0.97, ratio)),
-                (_, What::New) => Some(Aim::at_most(&name, 1.15, ratio)),
-                (_, What::Established) => Some(Aim::at_most(&name, 1.08, ratio)),
-                (_, What::Crr) => None,
-            });
+            aims.extend(variant.way.aim(*what, &name, ratio));
             if smallest != place {
                 let times = |place: usize| &figures[place].nanoseconds[what.name()];
                 let grown = median(&ratios(times(place), times(smallest)));

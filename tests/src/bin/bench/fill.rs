@@ -2,7 +2,7 @@
 //! own, so that its memory is only its own.
 
 use std::collections::HashMap;
-use std::net::SocketAddrV4;
+use std::net::{IpAddr, SocketAddrV4};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -38,33 +38,47 @@ pub(crate) struct Shape {
     /// The services that are reached by UDP too.
     #[arg(long)]
     target: Vec<u32>,
+    /// Whether clients stay with their endpoints.
+    #[arg(long)]
+    pub(crate) affinity: bool,
+    /// Whether services have NodePorts, a load balancer's and an external address, and not a ClusterIP only.
+    #[arg(long)]
+    pub(crate) all_frontends: bool,
 }
 
 impl Shape {
     /// `services` services with the same endpoints.
     pub(crate) fn alike(services: u32, endpoint: &[SocketAddrV4], target: &[u32]) -> Self {
-        Self { services, endpoint: endpoint.to_vec(), endpoints: 0, target: target.to_vec() }
+        let (endpoint, target) = (endpoint.to_vec(), target.to_vec());
+        Self { endpoint, target, ..Self::apart(services, 0) }
     }
 
     /// `services` services with `endpoints` endpoints each, all of them different.
     pub(crate) fn apart(services: u32, endpoints: u32) -> Self {
-        Self { services, endpoint: Vec::new(), endpoints, target: Vec::new() }
+        let (endpoint, target) = (Vec::new(), Vec::new());
+        Self { services, endpoint, endpoints, target, affinity: false, all_frontends: false }
     }
 
     /// The services.
     pub(crate) fn list(&self) -> Vec<Service> {
-        if self.endpoint.is_empty() {
+        let mut services = if self.endpoint.is_empty() {
             services::apart(self.services, self.endpoints)
         } else {
             services::alike(self.services, &self.endpoint, &self.target)
+        };
+        for service in &mut services {
+            (service.affinity, service.all_frontends) = (self.affinity, self.all_frontends);
         }
+        services
     }
 
     fn arguments(&self) -> Vec<String> {
-        let Self { services, endpoint, endpoints, target } = self;
+        let Self { services, endpoint, endpoints, target, affinity, all_frontends } = self;
         let mut arguments = vec![format!("--services={services}"), format!("--endpoints={endpoints}")];
         arguments.extend(endpoint.iter().map(|endpoint| format!("--endpoint={endpoint}")));
         arguments.extend(target.iter().map(|target| format!("--target={target}")));
+        arguments.extend(affinity.then(|| "--affinity".to_owned()));
+        arguments.extend(all_frontends.then(|| "--all-frontends".to_owned()));
         arguments
     }
 }
@@ -80,6 +94,9 @@ pub(crate) struct Fill {
     /// The cgroup.
     #[arg(long)]
     cgroup: PathBuf,
+    /// The node's address.
+    #[arg(long)]
+    node_address: IpAddr,
     /// Whose sockets are led to backends.
     #[arg(long)]
     socket_lb: SocketLb,
@@ -132,6 +149,7 @@ pub(crate) fn fill(
     let mut arguments = vec!["fill".to_owned(), format!("--socket-lb={socket_lb}")];
     arguments.push(format!("--bpffs={}", node.bpffs().display()));
     arguments.push(format!("--cgroup={}", place.cgroup.display()));
+    arguments.push(format!("--node-address={}", node.v4()));
     arguments.push(format!("--changes={changes}"));
     arguments.extend(attach.iter().map(|name| format!("--attach={name}")));
     arguments.extend(shape.arguments());
@@ -155,6 +173,8 @@ impl Fill {
         let start = Instant::now();
         let mut agent = Agent::open(&settings)?;
         let open = start.elapsed();
+        agent.dataplane.admit_node([self.node_address])?;
+        agent.index.set_local_addresses([self.node_address].into());
 
         let events = services::events(&services);
         let start = Instant::now();
@@ -191,8 +211,11 @@ impl Fill {
 
 /// The default sizes, or what holds twice as much as there is.
 fn capacity(services: &[Service]) -> Result<Capacity> {
-    // Each address has one more, for all of its other ports.
-    let frontends: usize = services.iter().map(|service| service.protocols().count() + 1).sum();
+    // Each ClusterIP has one more, for all of its other ports.
+    let frontends: usize = services
+        .iter()
+        .map(|service| service.protocols().count() * if service.all_frontends { 4 } else { 1 } + 1)
+        .sum();
     let slots: usize =
         services.iter().map(|service| service.protocols().count() * service.endpoints.len()).sum();
     let mut capacity = Capacity::default();

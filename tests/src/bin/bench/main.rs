@@ -3,6 +3,7 @@
 mod client;
 mod east_west;
 mod fill;
+mod hooks;
 mod machine;
 mod nft;
 mod programming;
