@@ -4,6 +4,7 @@ use anyhow::{Result, bail};
 
 use crate::build::build_podnet;
 use crate::build_ebpf::build_ebpf;
+use crate::control_plane;
 use crate::process::{cargo, command, is_root, run};
 use crate::setup::setup;
 use crate::workspace;
@@ -31,6 +32,8 @@ enum What {
     EastWest,
     /// From Services to the kernel.
     Programming,
+    /// From a real API server to the kernel, beside the real kube-proxy.
+    Cluster,
 }
 
 impl Bench {
@@ -38,16 +41,20 @@ impl Bench {
         if !is_root() {
             bail!("the benchmarks make network namespaces and load eBPF programs: run them as root");
         }
-        setup(false)?;
+        setup(self.what == What::Cluster)?;
         build_ebpf()?;
         let podnet = build_podnet(true, false)?;
         run(cargo().args(["build", "--release", "--package", "tests", "--bins"]))?;
         let name = match self.what {
             What::EastWest => "east-west",
             What::Programming => "programming",
+            What::Cluster => "cluster",
         };
         let mut bench = command(workspace::target().join("release/bench"));
         bench.env("PODNET_BIN", podnet);
+        if self.what == What::Cluster {
+            bench.envs(control_plane::variable()?);
+        }
         bench.arg(name).arg("--output").arg(workspace::target().join("bench").join(format!("{name}.json")));
         if let Some(rounds) = self.rounds {
             bench.args(["--rounds", &rounds.to_string()]);

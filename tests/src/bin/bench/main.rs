@@ -1,6 +1,7 @@
 //! `cargo xtask bench`: what podnet costs, beside its peers, on this machine.
 
 mod client;
+mod cluster;
 mod east_west;
 mod fill;
 mod hooks;
@@ -11,6 +12,7 @@ mod report;
 mod server;
 mod services;
 mod stats;
+mod watch;
 
 use anyhow::{Result, ensure};
 use clap::{Parser, Subcommand};
@@ -29,6 +31,8 @@ enum Command {
     EastWest(east_west::EastWest),
     /// From Services to the kernel.
     Programming(programming::Programming),
+    /// From the API server to the kernel, beside kube-proxy.
+    Cluster(cluster::Cluster),
     /// The part of a server pod.
     #[command(hide = true)]
     Serve(server::Serve),
@@ -38,6 +42,9 @@ enum Command {
     /// The part of an agent.
     #[command(hide = true)]
     Fill(fill::Fill),
+    /// The part of a client that waits for changes.
+    #[command(hide = true)]
+    Watch,
 }
 
 fn main() -> Result<()> {
@@ -48,8 +55,10 @@ fn main() -> Result<()> {
     match Cli::parse().command {
         Command::EastWest(command) => command.run(),
         Command::Programming(command) => command.run(),
+        Command::Cluster(command) => command.run(),
         Command::Serve(part) => part.run(),
         Command::Measure(part) => part.run(),
         Command::Fill(part) => part.run(),
+        Command::Watch => watch::run(),
     }
 }
