@@ -56,7 +56,9 @@ enum Way {
     Hooks,
     /// To a Service, translated at the pod's interface.
     Tc,
-    /// The same to a Service whose clients stay with their backends.
+    /// The same, and past the node's stack once the flow is established.
+    TcShortCuts,
+    /// To a Service, translated at the pod's interface, whose clients stay with their backends.
     TcAffinity,
     /// The same, while the Services have all kinds of addresses.
     TcAllFrontends,
@@ -74,6 +76,7 @@ impl Way {
             Self::Direct => "direct",
             Self::Hooks => "hooks of podnet, empty",
             Self::Tc => "podnet tc",
+            Self::TcShortCuts => "podnet tc, short cuts",
             Self::TcAffinity => "podnet tc, affinity",
             Self::TcAllFrontends => "podnet tc, all frontends",
             Self::Socket => "podnet socket LB",
@@ -90,7 +93,7 @@ impl Way {
     /// Whose sockets podnet leads to backends, where it is podnet's.
     fn socket_lb(self) -> Option<&'static str> {
         match self {
-            Self::Tc | Self::TcAffinity | Self::TcAllFrontends => Some("off"),
+            Self::Tc | Self::TcShortCuts | Self::TcAffinity | Self::TcAllFrontends => Some("off"),
             Self::Socket | Self::SocketAlone => Some("all"),
             Self::Direct | Self::Hooks | Self::Nft => None,
         }
@@ -102,8 +105,12 @@ impl Way {
             (Self::Socket | Self::SocketAlone, What::New) => Some(Aim::at_most(name, 1.10, ratio)),
             (Self::Socket | Self::SocketAlone, What::Established) => Some(Aim::at_most(name, 1.02, ratio)),
             (Self::Socket | Self::SocketAlone, What::Crr) => Some(Aim::at_least(name, 0.97, ratio)),
-            (Self::Tc | Self::TcAllFrontends, What::New) => Some(Aim::at_most(name, 1.15, ratio)),
-            (Self::Tc | Self::TcAllFrontends, What::Established) => Some(Aim::at_most(name, 1.08, ratio)),
+            (Self::Tc | Self::TcShortCuts | Self::TcAllFrontends, What::New) => {
+                Some(Aim::at_most(name, 1.15, ratio))
+            }
+            (Self::Tc | Self::TcShortCuts | Self::TcAllFrontends, What::Established) => {
+                Some(Aim::at_most(name, 1.08, ratio))
+            }
             _ => None,
         }
     }
@@ -222,6 +229,7 @@ impl EastWest {
         let mut wanted = vec![(Way::Direct, 0), (Way::Direct, 0), (Way::Hooks, 0)];
         for (way, sizes) in [
             (Way::Tc, sizes),
+            (Way::TcShortCuts, two),
             (Way::TcAffinity, one),
             (Way::TcAllFrontends, two),
             (Way::Socket, sizes),
@@ -268,7 +276,7 @@ impl Variant {
         let attach = if way == Way::SocketAlone { &[] } else { interfaces.as_slice() };
         let hooks = (way == Way::Hooks).then(|| Hooks::attach(&node, &interfaces)).transpose()?;
         if let Some(socket_lb) = way.socket_lb() {
-            fill(&node, &shape, socket_lb, attach, 0)?;
+            fill(&node, &shape, socket_lb, way == Way::TcShortCuts, attach, 0)?;
         } else if way == Way::Nft {
             nft::run(node.place(), nft::BASE)?;
             for part in shape.list().chunks(NFT_AT_ONCE) {

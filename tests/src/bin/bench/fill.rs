@@ -142,6 +142,7 @@ pub(crate) fn fill(
     node: &Node,
     shape: &Shape,
     socket_lb: &str,
+    short_cuts: bool,
     attach: &[&str],
     changes: u32,
 ) -> Result<Filled> {
@@ -151,6 +152,7 @@ pub(crate) fn fill(
     arguments.push(format!("--cgroup={}", place.cgroup.display()));
     arguments.push(format!("--node-address={}", node.v4()));
     arguments.push(format!("--changes={changes}"));
+    arguments.extend(short_cuts.then(|| "--short-cuts".to_owned()));
     arguments.extend(attach.iter().map(|name| format!("--attach={name}")));
     arguments.extend(shape.arguments());
     let arguments: Vec<_> = arguments.iter().map(String::as_str).collect();

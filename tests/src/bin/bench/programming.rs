@@ -92,7 +92,7 @@ impl Programming {
             eprintln!("podnet, round {} of {}, load {}", round + 1, self.rounds, machine::load());
             let lab = Lab::without_podnet()?;
             let shape = Shape::apart(self.services, ENDPOINTS);
-            filled.push(fill(&lab.node("node")?, &shape, "all", &[], self.changes)?);
+            filled.push(fill(&lab.node("node")?, &shape, "all", false, &[], self.changes)?);
         }
         eprintln!("podnet agent, load {}", machine::load());
         let agent = agent(self.services)?;
