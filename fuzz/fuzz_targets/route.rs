@@ -69,10 +69,11 @@ fn fill(tables: &mut HostTables, v6: bool, [kind, a, b, c, d, e, f, g]: [u8; 8])
 }
 
 /// Why a packet is dropped.
-const DROPS: [Reason; 8] = [
+const DROPS: [Reason; 9] = [
     Reason::Collision,
     Reason::FlowTableFull,
     Reason::NoneLocal,
+    Reason::TooManyRefusals,
     Reason::SourceRange,
     Reason::Unassigned,
     Reason::NoRoute,

@@ -41,6 +41,8 @@ pub const SOURCES: &str = "SOURCES";
 pub const NETWORKS: &str = "NETWORKS";
 /// [`Program::index`]` -> program`, a program array.
 pub const PROGRAMS: &str = "PROGRAMS";
+/// `0 -> Limit`, a per-CPU array of one element.
+pub const LIMIT: &str = "LIMIT";
 /// `Reason -> u64`, a per-CPU array of counters.
 pub const COUNTERS: &str = "COUNTERS";
 

@@ -13,6 +13,7 @@ use crate::conntrack::{Flow, State, Time, Tuple};
 use crate::filter::Place;
 use crate::fragment::{FragmentKey, FragmentPorts};
 use crate::frame::{Frame, L4Patch, patch_field};
+use crate::limit::Limit;
 use crate::network::{Network, ServiceNetworks, Source};
 use crate::route::{self, Hook};
 use crate::service::{
@@ -90,6 +91,8 @@ pub struct HostTables {
     pub interface: u32,
     /// How packets leave the node: those of a family by the first with a source of that family.
     pub ways_out: Vec<WayOut>,
+    /// How many refusals were sent.
+    pub limit: Limit,
     /// Whether packets may go past the node's stack.
     pub short_cuts: bool,
     /// The cookie of the socket that sends the packet at hand.
@@ -119,6 +122,7 @@ impl Default for HostTables {
             networks: ServiceNetworks::default(),
             interface: 1,
             ways_out: Vec::new(),
+            limit: Limit::default(),
             short_cuts: false,
             cookie: 0,
             now: Time::default(),
@@ -299,6 +303,10 @@ impl Tables for HostTables {
 
     fn led(&self, destination: Endpoint, protocol: Protocol) -> Option<Peer> {
         self.peer(&PeerKey::new(self.cookie, Known::Backend, destination, protocol))
+    }
+
+    fn may_refuse(&mut self) -> bool {
+        self.limit.take(self.now)
     }
 
     fn short_cuts(&self) -> bool {

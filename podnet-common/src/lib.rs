@@ -25,6 +25,7 @@ pub mod frame;
 pub mod host;
 pub mod icmp;
 mod ip;
+pub mod limit;
 pub mod nat;
 pub mod network;
 pub mod packet;

@@ -282,7 +282,7 @@ fn enter<F: Frame, T: Tables>(frame: &mut F, tables: &mut T, packet: &Packet, se
         Some(frontend) => frontend,
         None => match tables.frontend(&FrontendKey::rest_of(destination.addr)) {
             Some(rest) => rest,
-            None if sender != Sender::Pod => return Verdict::Pass(Reason::NotService),
+            None if sender == Sender::Net => return Verdict::Pass(Reason::NotService),
             None => match left_behind(tables, destination, protocol) {
                 Some(frontend) => frontend,
                 None => return Verdict::Pass(Reason::NotService),
@@ -569,11 +569,14 @@ fn taken(entry: &Flow, tuple: &Tuple, now: Time) -> bool {
 #[inline(always)]
 fn refuse<F: Frame, T: Tables>(
     frame: &mut F,
-    tables: &T,
+    tables: &mut T,
     packet: &Packet,
     way: Way,
     reason: Reason,
 ) -> Verdict {
+    if !tables.may_refuse() {
+        return Verdict::Drop(Reason::TooManyRefusals);
+    }
     match reject::reply(frame, packet) {
         Some(()) if way == Way::NODE => Verdict::Inject(tables.interface(), reason),
         Some(()) => Verdict::Return(reason),

@@ -104,6 +104,8 @@ pub trait Tables: Services {
     /// Notes in the entry for `tuple` that a packet was seen at `now` and what `progress` it made;
     /// `false` if there is no such entry.
     fn touch_flow(&mut self, tuple: &Tuple, progress: State, now: Time) -> bool;
+    /// Counts a refusal; whether it may be sent.
+    fn may_refuse(&mut self) -> bool;
     /// Whether packets of established flows between pods of this node may go past its stack.
     fn short_cuts(&self) -> bool;
     /// Notes in the entry for `tuple`, if there is one, behind which interface of this node the backend is.

@@ -97,6 +97,8 @@ reasons! {
     NoEndpoints = "no_endpoints",
     /// to a port that no Service has at a ClusterIP: refused
     NoPort = "no_port",
+    /// to be refused, when many others are: dropped
+    TooManyRefusals = "too_many_refusals",
     /// to a Service that may only use endpoints on this node, and none is: dropped
     NoneLocal = "none_local",
     /// to a load balancer's address, from a source outside its ranges: dropped

@@ -355,6 +355,12 @@ fn datagrams_of_a_socket_that_was_led_to_a_backend_now_gone_move() {
         assert_eq!(to_pod(&mut answer, &mut tables), Verdict::Translated(Reason::Reply));
         assert_eq!(read(&answer).unwrap().from(), gone, "the only peer that the socket hears");
 
+        // Likewise those of the node's own sockets, where they leave it.
+        tables.ways_out = vec![WayOut { interface: UPLINK, source: outside(family, 1, 0).addr }];
+        let mut by_node = data(outside(family, 1, 40000), gone, Protocol::UDP);
+        assert_eq!(to_net(&mut by_node, &mut tables), Verdict::Forward(UPLINK, Reason::NewFlow));
+        assert_eq!(read(&by_node).unwrap().to(), live);
+
         // Another socket means the address itself.
         tables.cookie = 6;
         let mut other = data(pod(family, 1, 40001), gone, Protocol::UDP);

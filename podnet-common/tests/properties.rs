@@ -19,10 +19,11 @@ use support::arbitrary::{families, worlds};
 use support::*;
 
 /// Why a packet is dropped.
-const DROPS: [Reason; 7] = [
+const DROPS: [Reason; 8] = [
     Reason::Collision,
     Reason::FlowTableFull,
     Reason::NoneLocal,
+    Reason::TooManyRefusals,
     Reason::SourceRange,
     Reason::Unassigned,
     Reason::NoRoute,

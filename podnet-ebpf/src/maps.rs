@@ -12,6 +12,7 @@ use podnet_common::affinity::{Affinity, AffinityKey};
 use podnet_common::conntrack::{Flow, Tuple};
 use podnet_common::filter::FILTER_WORDS;
 use podnet_common::fragment::{FragmentKey, FragmentPorts};
+use podnet_common::limit::Limit;
 use podnet_common::network::{ServiceNetworks, Source};
 use podnet_common::service::{Backend, BackendId, Frontend, FrontendKey, ServiceId};
 use podnet_common::socket::{Peer, PeerKey};
@@ -65,6 +66,9 @@ pub(crate) static COUNTERS: PerCpuArray<u64> = PerCpuArray::pinned(Reason::ALL.l
 #[unsafe(no_mangle)]
 #[expect(unsafe_code, reason = "the loader finds the variable by its name")]
 pub(crate) static SHORT_CUTS: Global<u64> = Global::new(0);
+
+#[map]
+pub(crate) static LIMIT: PerCpuArray<Limit> = PerCpuArray::pinned(1, 0);
 
 /// The cookie of the node's own network namespace.
 #[unsafe(no_mangle)]

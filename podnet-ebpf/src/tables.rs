@@ -16,7 +16,8 @@ use podnet_common::wire::{Addr, Endpoint, Protocol};
 
 use crate::fib;
 use crate::maps::{
-    AFFINITY, BACKENDS, FILTER, FLOWS, FRAGMENTS, FRONTENDS, NETWORKS, PEERS, SHORT_CUTS, SLOTS, SOURCES,
+    AFFINITY, BACKENDS, FILTER, FLOWS, FRAGMENTS, FRONTENDS, LIMIT, NETWORKS, PEERS, SHORT_CUTS, SLOTS,
+    SOURCES,
 };
 
 const EEXIST: i32 = 17;
@@ -141,6 +142,13 @@ impl Tables for KernelTables<'_, TcContext> {
             (*flow).state = (*flow).state.with_progress_of(progress);
         }
         true
+    }
+
+    #[inline(always)]
+    fn may_refuse(&mut self) -> bool {
+        let now = self.now();
+        // SAFETY: the element is this CPU's own, and a program that interrupts another one may miscount.
+        LIMIT.get_ptr_mut(0).is_none_or(|limit| unsafe { (*limit).take(now) })
     }
 
     #[inline(always)]

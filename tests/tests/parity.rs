@@ -20,7 +20,7 @@ use nix::net::if_::if_nametoindex;
 use nix::sched::{CloneFlags, unshare};
 use nix::time::{ClockId, clock_gettime};
 use podnet_common::abi;
-use podnet_common::conntrack::{Flow, Time, Tuple, Way as ConntrackWay};
+use podnet_common::conntrack::{Flow, Time, Tuple, Way};
 use podnet_common::fragment::{self, Fragment};
 use podnet_common::host::{HostTables, route_all};
 use podnet_common::packet::{ETHERNET, IPV4, IPV6};
@@ -288,7 +288,7 @@ fn draws(hook: Hook, frame: &Vec<u8>, tables: &HostTables, flows: &HashMap<Tuple
     let port = flows.get(&packet.tuple).map_or(0, |flow| {
         let port = flow.to(protocol).source().port.get();
         let first = *MASQUERADE_PORTS.start();
-        if flow.way == ConntrackWay::MASQUERADE && port >= first {
+        if matches!(flow.way, Way::MASQUERADE | Way::NODE) && port >= first {
             // The smallest number that chooses the port.
             let ports = u64::from(u16::MAX - first) + 1;
             u32::try_from((u64::from(port - first) << 32).div_ceil(ports)).unwrap()

@@ -15,6 +15,7 @@ use podnet_common::affinity::{Affinity, AffinityKey};
 use podnet_common::conntrack::{Flow, Tuple};
 use podnet_common::filter::FILTER_WORDS;
 use podnet_common::fragment::{FragmentKey, FragmentPorts};
+use podnet_common::limit::Limit;
 use podnet_common::network::{ServiceNetworks, Source};
 use podnet_common::service::{Backend, BackendId, Frontend, FrontendKey, ServiceId};
 use podnet_common::socket::{Peer, PeerKey};
@@ -246,7 +247,7 @@ impl Shape {
 }
 
 /// The shapes of all maps, by the sizes that people set.
-pub(super) fn shapes(capacity: &Capacity) -> [Shape; 13] {
+pub(super) fn shapes(capacity: &Capacity) -> [Shape; 14] {
     [
         Shape::of::<FrontendKey, Frontend>(abi::FRONTENDS, capacity.frontends),
         Shape::of::<u32, BackendId>(abi::SLOTS, capacity.slots),
@@ -261,6 +262,7 @@ pub(super) fn shapes(capacity: &Capacity) -> [Shape; 13] {
         Shape::of::<SourceKey, u32>(abi::SOURCES, capacity.frontends),
         Shape::of::<u32, ServiceNetworks>(abi::NETWORKS, 1),
         Shape::of::<u32, u32>(abi::PROGRAMS, Program::COUNT),
+        Shape::of::<u32, Limit>(abi::LIMIT, 1),
         Shape::of::<u32, u64>(abi::COUNTERS, REASONS),
     ]
 }
