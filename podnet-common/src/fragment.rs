@@ -54,7 +54,7 @@ impl FragmentKey {
     #[inline(always)]
     pub fn tuple(&self, ports: Option<&FragmentPorts>, now: Time) -> Result<Tuple, Reason> {
         match ports {
-            Some(ports) if now.since(ports.seen) <= LIFETIME => {
+            Some(ports) if ports.protocol != Protocol(0) && now.since(ports.seen) <= LIFETIME => {
                 Ok(Tuple::new(self.source, ports.source, self.destination, ports.destination, ports.protocol))
             }
             _ => Err(Reason::FragmentAlone),
@@ -62,18 +62,53 @@ impl FragmentKey {
     }
 }
 
-/// What later fragments need to know of the first one: the value of the fragment table.
+/// How often a later fragment that has come before the first one is sent through the node's ingress again, at
+/// the most. Fragments that overtake others do so by little: those of one packet leave their sender at once.
+const WAITS: u8 = 200;
+
+/// What later fragments need to know of the first one, or that one of them waits for it: the value of the
+/// fragment table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub struct FragmentPorts {
     source: Be16,
     destination: Be16,
     seen: Time,
+    /// No protocol at all while a fragment waits.
     protocol: Protocol,
-    zero: [u8; 3],
+    /// How often it has.
+    waits: u8,
+    zero: [u8; 2],
 }
 
 impl FragmentPorts {
+    /// No ports yet: a fragment that has come first waits, once more than `before` says.
+    #[inline(always)]
+    pub fn waiting(before: Option<&Self>, now: Time) -> Self {
+        let waits =
+            before.filter(|before| now.since(before.seen) <= LIFETIME).map_or(0, |before| before.waits);
+        Self {
+            source: Be16::new(0),
+            destination: Be16::new(0),
+            seen: now,
+            protocol: Protocol(0),
+            waits: waits.saturating_add(1),
+            zero: [0; 2],
+        }
+    }
+
+    /// Whether that has been in vain.
+    #[inline(always)]
+    pub const fn has_waited(&self) -> bool {
+        self.waits > WAITS
+    }
+
+    /// Whether a fragment waits here for the first time.
+    #[inline(always)]
+    pub const fn begins_to_wait(&self) -> bool {
+        self.waits == 1
+    }
+
     /// The ports of a first fragment as it came, seen at `now`.
     #[inline(always)]
     pub const fn new(tuple: &Tuple, now: Time) -> Self {
@@ -82,7 +117,8 @@ impl FragmentPorts {
             destination: tuple.destination().port,
             seen: now,
             protocol: tuple.protocol(),
-            zero: [0; 3],
+            waits: 0,
+            zero: [0; 2],
         }
     }
 }

@@ -91,7 +91,7 @@ pub struct HostTables {
     pub interface: u32,
     /// How packets leave the node: those of a family by the first with a source of that family.
     pub ways_out: Vec<WayOut>,
-    /// How many refusals were sent.
+    /// How many refusals were sent, and how many fragments have begun to wait.
     pub limit: Limit,
     /// Whether packets may go past the node's stack.
     pub short_cuts: bool,
@@ -305,8 +305,12 @@ impl Tables for HostTables {
         self.peer(&PeerKey::new(self.cookie, Known::Backend, destination, protocol))
     }
 
+    fn may_wait(&mut self) -> bool {
+        self.limit.take_wait(self.now)
+    }
+
     fn may_refuse(&mut self) -> bool {
-        self.limit.take(self.now)
+        self.limit.take_refusal(self.now)
     }
 
     fn short_cuts(&self) -> bool {

@@ -213,7 +213,8 @@ fn short_cut<T: Tables>(tables: &mut T, packet: &Packet, flow: &Flow) -> Option<
     (open && interface != 0).then_some(interface)
 }
 
-/// Translates a fragment like the first one of its packet.
+/// Translates a fragment like the first one of its packet, for which it waits if it has come before: by going
+/// through the node's ingress again.
 #[inline(always)]
 fn later_fragment<F: Frame, T: Tables>(
     hook: Hook,
@@ -221,9 +222,22 @@ fn later_fragment<F: Frame, T: Tables>(
     tables: &mut T,
     key: &FragmentKey,
 ) -> Verdict {
-    let tuple = match key.tuple(tables.fragment(key).as_ref(), tables.now()) {
+    let (known, now) = (tables.fragment(key), tables.now());
+    let tuple = match key.tuple(known.as_ref(), now) {
         Ok(tuple) => tuple,
-        Err(reason) => return Verdict::Pass(reason),
+        Err(reason) => {
+            let waiting = FragmentPorts::waiting(known.as_ref(), now);
+            return if matches!(hook, Hook::FromPod | Hook::FromNet)
+                && tables.may_hold(Place::of_frontend(key.destination()))
+                && !waiting.has_waited()
+                && (!waiting.begins_to_wait() || tables.may_wait())
+            {
+                tables.remember_fragment(key, &waiting);
+                Verdict::Inject(tables.interface(), Reason::FragmentWaits)
+            } else {
+                Verdict::Pass(reason)
+            };
+        }
     };
     match tables.flow(&tuple) {
         Some(flow) if hook.translates(&flow) => {

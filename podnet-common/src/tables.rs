@@ -104,6 +104,8 @@ pub trait Tables: Services {
     /// Notes in the entry for `tuple` that a packet was seen at `now` and what `progress` it made;
     /// `false` if there is no such entry.
     fn touch_flow(&mut self, tuple: &Tuple, progress: State, now: Time) -> bool;
+    /// Counts a fragment that begins to wait for another; whether it may.
+    fn may_wait(&mut self) -> bool;
     /// Counts a refusal; whether it may be sent.
     fn may_refuse(&mut self) -> bool;
     /// Whether packets of established flows between pods of this node may go past its stack.

@@ -85,6 +85,8 @@ reasons! {
     MidConnection = "mid_connection",
     /// a fragment of a packet whose first one was translated: sent after it
     FollowingFragment = "following_fragment",
+    /// a fragment that has come before the first one of its packet: looked at again
+    FragmentWaits = "fragment_waits",
     /// the first packet of a flow: sent to the backend chosen for it
     NewFlow = "new_flow",
     /// a packet of a known flow: sent to its backend

@@ -599,6 +599,9 @@ impl Tables for Raced {
     fn led(&self, destination: Endpoint, protocol: Protocol) -> Option<Peer> {
         self.tables.led(destination, protocol)
     }
+    fn may_wait(&mut self) -> bool {
+        self.tables.may_wait()
+    }
     fn may_refuse(&mut self) -> bool {
         self.tables.may_refuse()
     }

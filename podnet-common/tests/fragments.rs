@@ -12,9 +12,10 @@ use etherparse::{
 };
 use podnet_common::conntrack::{Time, Tuple};
 use podnet_common::fragment::{self, Fragment, FragmentKey, FragmentPorts};
+use podnet_common::host::HostTables;
 use podnet_common::nat;
 use podnet_common::packet::{self, ETHERNET, IPV4, IPV6};
-use podnet_common::verdict::Reason;
+use podnet_common::verdict::{Reason, Verdict};
 use podnet_common::wire::{Family, Protocol};
 use proptest::prelude::*;
 use support::*;
@@ -298,4 +299,42 @@ fn extension_headers_on_both_sides_of_the_fragment_header() {
     let Ok(Fragment::First(packet, key)) = fragment::parse(&frames[0]) else { panic!() };
     assert_eq!((packet.tuple, packet.l4), (tuple, ETHERNET + IPV6 + 24));
     assert_eq!(fragment::parse(&frames[1]), Ok(Fragment::Later(key)));
+}
+
+/// Semantics section 6: fragments of a translated flow reach the backend, first fragment first or not.
+#[test]
+fn a_fragment_that_has_come_first_waits_for_the_first_one() {
+    for (family, protocol) in KINDS.into_iter().filter(|(_, protocol)| *protocol == Protocol::UDP) {
+        let (client, at, backend) = (pod(family, 1, 4000), service(family, 1, 53), pod(family, 2, 5353));
+        let mut tables = HostTables::new(1);
+        tables.serve(at, protocol, [backend]);
+        let frames = cut(family, protocol).frames(&Tuple::between(client, at, protocol));
+        let (first, later) = (&frames[0], &frames[1]);
+        for _ in 0..50 {
+            let mut frame = later.clone();
+            assert_eq!(from_pod(&mut frame, &mut tables), Verdict::Inject(1, Reason::FragmentWaits));
+            assert_eq!(&frame, later);
+        }
+        assert_eq!(from_pod(&mut first.clone(), &mut tables), Verdict::Translated(Reason::NewFlow));
+        let mut frame = later.clone();
+        assert_eq!(from_pod(&mut frame, &mut tables), Verdict::Translated(Reason::FollowingFragment));
+    }
+}
+
+#[test]
+fn a_fragment_does_not_wait_for_ever() {
+    let (family, protocol) = (Family::V4, Protocol::UDP);
+    let (client, at) = (pod(family, 1, 4000), service(family, 1, 53));
+    let mut tables = HostTables::new(1);
+    tables.serve(at, protocol, [pod(family, 2, 5353)]);
+    let frames = cut(family, protocol).frames(&Tuple::between(client, at, protocol));
+    let mut waits = 0;
+    while from_pod(&mut frames[1].clone(), &mut tables).reason() == Reason::FragmentWaits {
+        waits += 1;
+    }
+    assert_eq!(waits, 200);
+    assert_eq!(from_pod(&mut frames[1].clone(), &mut tables), Verdict::Pass(Reason::FragmentAlone));
+    // Nor does one that is not to a Service.
+    let frames = cut(family, protocol).frames(&Tuple::between(client, pod(family, 3, 53), protocol));
+    assert_eq!(from_pod(&mut frames[1].clone(), &mut tables), Verdict::Pass(Reason::FragmentAlone));
 }

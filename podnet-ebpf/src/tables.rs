@@ -145,10 +145,17 @@ impl Tables for KernelTables<'_, TcContext> {
     }
 
     #[inline(always)]
+    fn may_wait(&mut self) -> bool {
+        let now = self.now();
+        // SAFETY: as below.
+        LIMIT.get_ptr_mut(0).is_none_or(|limit| unsafe { (*limit).take_wait(now) })
+    }
+
+    #[inline(always)]
     fn may_refuse(&mut self) -> bool {
         let now = self.now();
         // SAFETY: the element is this CPU's own, and a program that interrupts another one may miscount.
-        LIMIT.get_ptr_mut(0).is_none_or(|limit| unsafe { (*limit).take(now) })
+        LIMIT.get_ptr_mut(0).is_none_or(|limit| unsafe { (*limit).take_refusal(now) })
     }
 
     #[inline(always)]
