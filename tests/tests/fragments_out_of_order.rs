@@ -1,0 +1,115 @@
+//! IP fragments of a translated flow reach the backend, first fragment first or not: semantics §6.
+#![allow(clippy::unwrap_used, reason = "what is unexpected fails the test")]
+
+use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
+use etherparse::{IpFragOffset, IpNumber, Ipv4Header, Ipv6FragmentHeader, Ipv6Header, PacketBuilder};
+use nix::sys::socket::{
+    AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, SockaddrStorage, sendto, socket,
+};
+use std::os::fd::AsRawFd as _;
+use tests::agent::{Agent, Settings, SocketLb, service_port};
+use tests::lab::Lab;
+use tests::manifests::{Family, Manifests, Service};
+use tests::pod::PodKind;
+use tests::scene::address_of;
+
+const PORT: u16 = 9999;
+const UNIT: usize = 8;
+
+/// A datagram of `payload` in packets of two fragments, each from its IP header on.
+fn fragments(from: SocketAddr, to: SocketAddr, payload: &[u8]) -> Vec<Vec<u8>> {
+    let mut whole = Vec::new();
+    let builder = match (from.ip(), to.ip()) {
+        (IpAddr::V4(from), IpAddr::V4(to)) => PacketBuilder::ipv4(from.octets(), to.octets(), 64),
+        (IpAddr::V6(from), IpAddr::V6(to)) => PacketBuilder::ipv6(from.octets(), to.octets(), 64),
+        _ => unreachable!("a datagram has one family"),
+    };
+    builder.udp(from.port(), to.port()).write(&mut whole, payload).unwrap();
+    let header = if from.is_ipv4() { Ipv4Header::MIN_LEN } else { Ipv6Header::LEN };
+    let datagram = whole.split_off(header);
+    let half = datagram.len() / 2 / UNIT * UNIT;
+    [(0, &datagram[..half], true), (half, &datagram[half..], false)]
+        .map(|(start, part, more)| {
+            let offset = IpFragOffset::try_new(u16::try_from(start / UNIT).unwrap()).unwrap();
+            let mut packet = Vec::new();
+            if from.is_ipv4() {
+                let mut header = Ipv4Header::from_slice(&whole).unwrap().0;
+                header.set_payload_len(part.len()).unwrap();
+                header.identification = 77;
+                header.dont_fragment = false;
+                header.more_fragments = more;
+                header.fragment_offset = offset;
+                header.write(&mut packet).unwrap();
+            } else {
+                let mut header = Ipv6Header::from_slice(&whole).unwrap().0;
+                header.next_header = IpNumber::IPV6_FRAGMENTATION_HEADER;
+                header.set_payload_length(part.len() + Ipv6FragmentHeader::LEN).unwrap();
+                header.write(&mut packet).unwrap();
+                Ipv6FragmentHeader::new(IpNumber::UDP, offset, more, 77).write(&mut packet).unwrap();
+            }
+            packet.extend_from_slice(part);
+            packet
+        })
+        .to_vec()
+}
+
+/// Sends packets from the network namespace of this thread as they are.
+fn send(packets: &[Vec<u8>], to: SocketAddr) -> Result<()> {
+    let family = if to.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
+    let socket = socket(family, SockType::Raw, SockFlag::empty(), SockProtocol::Raw)?;
+    let to = SockaddrStorage::from(SocketAddr::new(to.ip(), 0));
+    for packet in packets {
+        let sent = sendto(socket.as_raw_fd(), packet, &to, MsgFlags::empty())?;
+        ensure!(sent == packet.len());
+    }
+    Ok(())
+}
+
+fn fragments_arrive(kind: PodKind) -> Result<()> {
+    let Some(lab) = Lab::start()? else { return Ok(()) };
+    let node = lab.node("a")?;
+    let (client, backend) = (node.pod("client", kind)?, node.pod("backend", kind)?);
+    let manifests = Manifests::new(lab.folder("manifests")?);
+    let service = Service::new("web", 10).with([&backend]).target_port(PORT);
+    manifests.apply(&service)?;
+    let agent = Agent::start(&node, Settings::new(&manifests, SocketLb::Off))?;
+    agent.wait_for(&service)?;
+
+    let payload: Vec<u8> = (0..1200_u32).map(|i| u8::try_from(i % 251).unwrap()).collect();
+    for family in Family::ALL {
+        let server = backend.place().netns.run(|| {
+            let server = UdpSocket::bind(SocketAddr::new(address_of(&backend, family), PORT))?;
+            server.set_read_timeout(Some(Duration::from_secs(5)))?;
+            Ok(server)
+        })?;
+        for (port, backwards) in [(40_000, false), (40_001, true)] {
+            let from = SocketAddr::new(address_of(&client, family), port);
+            let to = service_port(service.address(family)?);
+            let mut packets = fragments(from, to, &payload);
+            if backwards {
+                packets.reverse();
+            }
+            client.place().netns.run(|| send(&packets, to))?;
+            let mut received = [0; 2000];
+            let (length, source) = server
+                .recv_from(&mut received)
+                .with_context(|| format!("{family:?}, the first fragment comes last: {backwards}"))?;
+            ensure!(received[..length] == payload[..]);
+            ensure!(source == from, "{source}");
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn fragments_in_any_order_reach_a_pod_with_a_link_of_its_own() -> Result<()> {
+    fragments_arrive(PodKind::Ptp)
+}
+
+#[test]
+fn fragments_in_any_order_reach_a_pod_on_a_bridge() -> Result<()> {
+    fragments_arrive(PodKind::Bridge)
+}
