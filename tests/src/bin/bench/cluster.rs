@@ -12,7 +12,8 @@ use k8s_openapi::api::core::v1::{Namespace, Service as ServiceObject};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use kube::api::{Patch, PatchParams, PostParams};
 use kube::{Api, Client};
-use podnet::changes::Capacity;
+use podnet::changes::{Capacity, Snapshot};
+use podnet::kernel::View;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
@@ -21,13 +22,14 @@ use tests::control_plane::ControlPlane;
 use tests::kubernetes::register_node;
 use tests::lab::Lab;
 use tests::node::Node;
-use tests::pod::{Outside, Pod, PodKind};
+use tests::pod::{Pod, PodKind};
 use tests::process::Process;
 use tests::proxies::{Kubeconfigs, kube_proxy};
 use tests::require;
 
 use crate::fill::milliseconds;
 use crate::machine::{self, Machine};
+use crate::nft;
 use crate::report::{self, Aim};
 use crate::server::PORTS;
 use crate::services::{self, NAMESPACE, Service};
@@ -37,7 +39,7 @@ use crate::watch::{self, Watcher, now};
 /// Measure podnet and the real kube-proxy, in its mode nftables, from the API server to the kernel.
 #[derive(Args)]
 pub(crate) struct Cluster {
-    /// How often podnet is started from nothing; kube-proxy, which takes minutes, is once.
+    /// How often each is started from nothing, in turns.
     #[arg(long, default_value_t = 3)]
     rounds: usize,
     /// Little of everything: to see that it runs.
@@ -77,6 +79,8 @@ impl FromStr for Size {
 const ANSWERING: u32 = 5;
 /// How many requests a core has on their way to the API server while objects are written.
 const IN_FLIGHT: usize = 4;
+/// How long a proxy may take to stop.
+const STOP: Duration = Duration::from_secs(30);
 /// How long it is quiet before a change.
 const PAUSE: Duration = Duration::from_millis(100);
 
@@ -121,6 +125,8 @@ struct Start {
     /// From the start of the process until all Services answer whose pods do; nothing if that took too long.
     answering: Option<f64>,
     memory: Memory,
+    /// How many Services with endpoints the kernel has then.
+    services: usize,
 }
 
 /// Of a process, in KiB.
@@ -141,7 +147,7 @@ impl Cluster {
     pub(crate) fn run(mut self) -> Result<()> {
         ensure!(self.rounds > 0, "no rounds");
         if self.quick {
-            self.rounds = 1;
+            self.rounds = self.rounds.min(2);
             self.changes = self.changes.min(20);
             for size in &mut self.sizes {
                 size.services = size.services.min(200);
@@ -169,52 +175,66 @@ impl Cluster {
         eprintln!("{services} x {endpoints}: the control plane, load {}", machine::load());
         let mut ground = Ground::create(size)?;
         let written = milliseconds(ground.write_objects()?);
-        eprintln!("{services} x {endpoints}: objects written in {written:.0} ms; podnet");
-        let podnet = self.podnet(&mut ground)?;
-        eprintln!("{services} x {endpoints}: kube-proxy, load {}", machine::load());
-        let kube_proxy = self.kube_proxy(&mut ground)?;
+        eprintln!("{services} x {endpoints}: objects written in {written:.0} ms");
+        let (mut podnet, mut kube_proxy) = (Figures::default(), Figures::default());
+        for round in 1..=self.rounds {
+            eprintln!("round {round} of {}, load {}", self.rounds, machine::load());
+            let changes = if round == self.rounds { self.changes } else { 0 };
+            self.podnet(&mut ground, &mut podnet, changes).context("podnet")?;
+            self.kube_proxy(&mut ground, &mut kube_proxy, changes).context("kube-proxy")?;
+        }
         Ok(Case { size, written, podnet, kube_proxy })
     }
 
-    fn podnet(&self, ground: &mut Ground) -> Result<Figures> {
-        let mut figures = Figures::default();
+    /// Starts podnet from nothing, changes endpoints, and stops it.
+    fn podnet(&self, ground: &mut Ground, figures: &mut Figures, changes: u32) -> Result<()> {
         let node = ground.podnet.clone();
-        for round in 1..=self.rounds {
-            let mut watcher = Watcher::start(node.place())?;
-            watcher.begin(ground.answers(), self.limit())?;
-            let start = now()?;
-            let mut agent = Agent::spawn(&node, ground.settings()?)?;
-            let answering = watcher.seen()?.map(|seen| milliseconds(seen.saturating_sub(start)));
-            answering.with_context(|| agent.last_words()).context("podnet does not get ready")?;
-            let memory = Memory::of(agent.process())?;
-            figures.starts.push(Start { answering, memory });
-            if round == self.rounds {
-                ground.change(&mut watcher, &mut figures, self.changes, self.limit())?;
-                figures.memory = Some(Memory::of(agent.process())?);
-            }
-            agent.terminate()?;
-            let cleanup = agent.podnet(&["cleanup"])?;
-            ensure!(cleanup.status.success(), "cleanup: {}", String::from_utf8_lossy(&cleanup.stderr));
+        let mut watcher = Watcher::start(node.place())?;
+        watcher.begin(ground.answers(), self.limit())?;
+        let start = now()?;
+        let mut agent = Agent::spawn(&node, ground.settings())?;
+        let answering = watcher.seen()?.map(|seen| milliseconds(seen.saturating_sub(start)));
+        if let Some(status) = agent.process().ended()? {
+            return Err(anyhow!("it has ended, {status}")).with_context(|| agent.last_words());
         }
-        Ok(figures)
+        let memory = Memory::of(agent.process())?;
+        let snapshot = View::open(node.bpffs()).and_then(|view| view.snapshot());
+        let services = snapshot.map_or(0, |snapshot| service_ports(&snapshot));
+        figures.starts.push(Start { answering, memory, services });
+        if answering.is_some() && changes > 0 {
+            ground.change(&mut watcher, figures, changes, self.limit())?;
+            figures.memory = Some(Memory::of(agent.process())?);
+        }
+        agent.terminate()?;
+        let cleanup = agent.podnet(&["cleanup"])?;
+        ensure!(cleanup.status.success(), "cleanup: {}", String::from_utf8_lossy(&cleanup.stderr));
+        Ok(())
     }
 
-    fn kube_proxy(&self, ground: &mut Ground) -> Result<Figures> {
-        let mut figures = Figures::default();
-        let mut watcher = Watcher::start(ground.kube_proxy.place())?;
+    /// The same with kube-proxy.
+    fn kube_proxy(&self, ground: &mut Ground, figures: &mut Figures, changes: u32) -> Result<()> {
+        if figures.starts.iter().any(|start| start.answering.is_none()) {
+            // It would take that long again.
+            return Ok(());
+        }
+        let place = ground.kube_proxy.place().clone();
+        let mut watcher = Watcher::start(&place)?;
         watcher.begin(ground.answers(), self.limit())?;
         let start = now()?;
         let mut process = kube_proxy(&ground.kube_proxy, &ground.programs, &ground.kubeconfigs.kube_proxy)?;
         let answering = watcher.seen()?.map(|seen| milliseconds(seen.saturating_sub(start)));
         if let Some(status) = process.ended()? {
-            return Err(anyhow!("kube-proxy has ended, {status}")).with_context(|| process.last_words());
+            return Err(anyhow!("it has ended, {status}")).with_context(|| process.last_words());
         }
-        figures.starts.push(Start { answering, memory: Memory::of(&process)? });
-        if answering.is_some() {
-            ground.change(&mut watcher, &mut figures, self.changes, self.limit())?;
+        let memory = Memory::of(&process)?;
+        figures.starts.push(Start { answering, memory, services: nft::service_ports(&place)? });
+        if answering.is_some() && changes > 0 {
+            ground.change(&mut watcher, figures, changes, self.limit())?;
             figures.memory = Some(Memory::of(&process)?);
         }
-        Ok(figures)
+        process.terminate(STOP)?;
+        nft::run(&place, "flush ruleset\n")?;
+        Ok(())
     }
 
     fn table(&self, cases: &[Case]) -> comfy_table::Table {
@@ -230,7 +250,8 @@ impl Cluster {
                         None => format!("not within {} s", self.limit),
                     },
                 );
-                if let Some(Start { memory, .. }) = figures.starts.last() {
+                if let Some(Start { memory, services: found, .. }) = figures.starts.last() {
+                    row("Services in the kernel, then", format!("{found} of {}", services + ANSWERING));
                     row("memory in user space, then", memory.text());
                 }
                 if let Some(memory) = &figures.memory {
@@ -306,7 +327,6 @@ struct Ground {
     admin: PathBuf,
     kubeconfigs: Kubeconfigs,
     plane: ControlPlane,
-    _router: Outside,
     _lab: Lab,
 }
 
@@ -316,12 +336,6 @@ impl Ground {
         let lab = Lab::without_podnet()?;
         let (podnet, kube_proxy, servers) =
             (lab.node("podnet")?, lab.node("kube-proxy")?, lab.node("servers")?);
-        // A Service's address needs a route before kube-proxy's rules see it; what they do not take ends here.
-        let router = Outside::create(&lab, "router", 254, None)?;
-        router.place().netns.sysctl(&["net/ipv4/ip_forward=0"])?;
-        for node in [&podnet, &kube_proxy] {
-            node.place().netns.batch(&format!("route add default via {}", router.v4()))?;
-        }
         let pods = [servers.pod("a", PodKind::Ptp)?, servers.pod("b", PodKind::Ptp)?];
         for (pod, answer) in pods.iter().zip(ANSWERS) {
             watch::answer(pod, answer)?;
@@ -337,19 +351,7 @@ impl Ground {
         let answering = (size.services + 1..=size.services + ANSWERING)
             .map(|number| (Service::new(number, vec![SocketAddrV4::new(pods[0].v4(), PORTS[0])]), 0))
             .collect();
-        Ok(Self {
-            size,
-            podnet,
-            kube_proxy,
-            pods,
-            answering,
-            programs,
-            admin,
-            kubeconfigs,
-            plane,
-            _router: router,
-            _lab: lab,
-        })
+        Ok(Self { size, podnet, kube_proxy, pods, answering, programs, admin, kubeconfigs, plane, _lab: lab })
     }
 
     /// Writes all objects to the API server.
@@ -382,7 +384,7 @@ impl Ground {
     }
 
     /// How podnet is run: with the tables' usual sizes, or twice what is needed.
-    fn settings(&self) -> Result<Settings> {
+    fn settings(&self) -> Settings {
         let Size { services, endpoints } = self.size;
         let usual = Capacity::default();
         let further = [
@@ -395,7 +397,7 @@ impl Ground {
         let mut settings = Settings::from(Source::Kubeconfig(self.kubeconfigs.podnet.clone()), SocketLb::All);
         settings.further =
             further.into_iter().flat_map(|(flag, size)| [flag.to_owned(), size.to_string()]).collect();
-        Ok(settings)
+        settings
     }
 
     /// Who answers now.
@@ -442,6 +444,11 @@ impl Ground {
             Ok(())
         })
     }
+}
+
+/// How many service ports with endpoints podnet has written: all but the API server's own.
+fn service_ports(snapshot: &Snapshot) -> usize {
+    snapshot.frontends.iter().filter(|(_, frontend)| frontend.inside.count > 0).count()
 }
 
 fn apis(client: Client) -> (Api<ServiceObject>, Api<EndpointSlice>) {

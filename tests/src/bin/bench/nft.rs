@@ -136,3 +136,14 @@ pub(crate) fn run(place: &Place, text: &str) -> Result<Duration> {
     }
     Ok(start.elapsed())
 }
+
+/// How many service ports with endpoints kube-proxy has written here.
+///
+/// # Errors
+/// If `nft` cannot be run; not if there is no such table.
+pub(crate) fn service_ports(place: &Place) -> Result<usize> {
+    let mut command = place.command("nft")?;
+    let output = command.args(["list", "map", "ip", "kube-proxy", "service-ips"]).output();
+    let output = output.context("cannot run nft")?;
+    Ok(String::from_utf8_lossy(&output.stdout).matches(" : goto ").count())
+}
