@@ -18,8 +18,8 @@ use crate::workspace;
 /// source go to $PODNET_TOOLS, else podnet/tools in the user's cache.
 #[derive(clap::Args)]
 pub(crate) struct Setup {
-    /// Leave out the real control plane, which the cluster tests need and which takes ten minutes
-    /// to build.
+    /// Leave out the real control plane, which the cluster's tests and benchmark need and which takes
+    /// ten minutes to build.
     #[arg(long)]
     without_cluster: bool,
 }
