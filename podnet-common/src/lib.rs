@@ -4,9 +4,9 @@
 //! through [`Frame`](frame::Frame) and state only through [`Tables`](tables::Tables), so the same code
 //! runs in the kernel (over an skb and BPF maps) and in `cargo test` (over a `Vec<u8>` and hash maps).
 //!
-//! The way of a packet: [`packet::parse`] reads its headers, [`route::from_pod`] or [`route::to_pod`]
-//! decides, [`nat::rewrite`] or [`reject::reply`] changes its bytes, and a [`Verdict`](verdict::Verdict)
-//! says where it goes.
+//! The way of a packet: [`packet::parse`] reads its headers, [`route::route`] decides or leaves that to
+//! [`route::open`], [`route::rest`] or [`route::sctp`], [`nat::rewrite`] or [`reject::reply`] changes its bytes,
+//! and a [`Verdict`](verdict::Verdict) says where it goes.
 #![no_std]
 #![forbid(unsafe_code)]
 

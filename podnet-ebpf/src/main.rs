@@ -168,7 +168,7 @@ fn go_on(ctx: &TcContext, hook: Hook, verdict: Verdict) -> i32 {
         verdict => return finish(ctx, verdict),
     };
     // SAFETY: nothing here is to be dropped. A call that comes back has found no program; the packet goes on.
-    let _ = unsafe { PROGRAMS.tail_call(ctx, program.index()) };
+    unsafe { PROGRAMS.tail_call(ctx, program.index()) };
     TC_ACT_UNSPEC
 }
 

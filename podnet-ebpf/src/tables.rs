@@ -75,7 +75,7 @@ impl Tables for KernelTables<'_, TcContext> {
 
     #[inline(always)]
     fn admits(&self, service: ServiceId, source: Addr) -> bool {
-        SOURCES.get(&Key::new(Source::BITS, Source::new(service, source))).is_some()
+        SOURCES.get(Key::new(Source::BITS, Source::new(service, source))).is_some()
     }
 
     #[inline(always)]
@@ -106,7 +106,7 @@ impl Tables for KernelTables<'_, TcContext> {
         // SAFETY: a helper on this program's own context; 0 if no socket of this machine sends the packet.
         let cookie = unsafe { bpf_get_socket_cookie(self.0.as_ptr()) };
         // SAFETY: copied at once.
-        unsafe { PEERS.get(&PeerKey::new(cookie, Known::Backend, destination, protocol)).copied() }
+        unsafe { PEERS.get(PeerKey::new(cookie, Known::Backend, destination, protocol)).copied() }
     }
 
     #[inline(always)]

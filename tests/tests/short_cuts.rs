@@ -29,7 +29,7 @@ fn short_cuts(kind: PodKind) -> Result<()> {
         transfer(client.place(), frontend, BYTES)?;
         for transport in Transport::ALL {
             let target = Target::new(transport, frontend);
-            let mut kept = Conversation::start(client.place(), &target.clone().kept())?;
+            let mut kept = Conversation::start(client.place(), &target.kept())?;
             for _ in 0..10 {
                 ensure!(kept.reply()?.server == backend.name());
             }
