@@ -64,7 +64,7 @@ impl Lab {
             fs::create_dir(folder).with_context(|| format!("cannot create {}", folder.display()))?;
         }
         let fabric = Netns::create(format!("{PREFIX}{id}-fabric"))?;
-        fabric.sysctl(&["net/ipv6/conf/all/disable_ipv6=1", "net/ipv6/conf/default/disable_ipv6=1"])?;
+        fabric.sysctl(&["net/ipv6/conf/default/disable_ipv6=1"])?;
         fabric.batch("link add fabric type bridge\nlink set fabric up")?;
         fabric.sysctl(&[
             "net/ipv6/conf/fabric/disable_ipv6=0",

@@ -11,6 +11,7 @@ use tests::peer::{Conversation, Target, Transport, ask};
 use tests::pod::PodKind;
 use tests::process::Place;
 use tests::scene::{Cluster, Plan, Scene};
+use tests::wait::{PATIENCE, until};
 
 fn is_refused(from: &Place, at: SocketAddr, transports: &[Transport]) -> Result<()> {
     for transport in transports {
@@ -69,8 +70,11 @@ fn an_unassigned_address_of_a_service_cidr_is_dropped() -> Result<()> {
         };
         for family in Family::ALL {
             let at = service_port(nobody.address(family)?);
-            let unreachable = kind(&scene, scene.client.place(), Transport::Tcp, at)?;
-            ensure!(unreachable.ends_with("Unreachable"), "{family:?}: {unreachable}");
+            until("the gateway to speak up", PATIENCE, || {
+                let unreachable = kind(&scene, scene.client.place(), Transport::Tcp, at)?;
+                ensure!(unreachable.ends_with("Unreachable"), "{family:?}: {unreachable}");
+                Ok(())
+            })?;
         }
         scene.manifests.write(
             "service-cidr.yaml",
