@@ -9,7 +9,7 @@ use anyhow::{Context as _, Result, bail};
 use serde::de::DeserializeOwned;
 
 use crate::process::Place;
-use crate::protocol::{Answer, Findings, Question, Reply, Summary};
+use crate::protocol::{Answer, Complaint, Findings, Question, Reply, Summary};
 
 /// The port of all servers.
 pub const PORT: u16 = 8080;
@@ -46,13 +46,14 @@ pub struct Target {
     to: SocketAddr,
     from: Option<SocketAddr>,
     keep: bool,
+    size: usize,
     patience: Duration,
 }
 
 impl Target {
     /// Requests to a server: each by a connection or socket of its own.
     pub fn new(transport: Transport, to: SocketAddr) -> Self {
-        Self { transport, to, from: None, keep: false, patience: Duration::from_secs(3) }
+        Self { transport, to, from: None, keep: false, size: 4, patience: Duration::from_secs(3) }
     }
 
     /// The same at an address and the usual port.
@@ -72,6 +73,12 @@ impl Target {
         Self { from: Some(from), ..self }
     }
 
+    /// With datagrams of `size` bytes, which are to come back as they are.
+    #[must_use]
+    pub fn size(self, size: usize) -> Self {
+        Self { size, ..self }
+    }
+
     /// With another limit on the time until an answer.
     #[must_use]
     pub fn patience(self, patience: Duration) -> Self {
@@ -81,6 +88,7 @@ impl Target {
     fn arguments(&self, command: &str) -> Vec<String> {
         let mut arguments = vec![command.to_owned(), self.transport.argument(), self.to.to_string()];
         arguments.push(format!("--patience={}", self.patience.as_millis()));
+        arguments.push(format!("--size={}", self.size));
         arguments.extend(self.from.map(|from| format!("--from={from}")));
         if self.keep {
             arguments.push("--keep".to_owned());
@@ -257,6 +265,20 @@ pub fn transfer(place: &Place, to: SocketAddr, bytes: u64) -> Result<()> {
         None => Ok(()),
         Some(failure) => bail!("transfer of {bytes} bytes with {to}: {failure}"),
     }
+}
+
+/// Sends a datagram that may pass `hops` routers; the ICMP error that comes of it, if one does.
+///
+/// # Errors
+/// If the client cannot be started.
+pub fn trace(place: &Place, to: SocketAddr, hops: u8, patience: Duration) -> Result<Option<Complaint>> {
+    let arguments = [
+        "trace".to_owned(),
+        to.to_string(),
+        format!("--hops={hops}"),
+        format!("--patience={}", patience.as_millis()),
+    ];
+    Peer::start(place, &arguments)?.line()
 }
 
 /// A client that sends requests all the time.

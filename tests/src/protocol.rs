@@ -1,7 +1,7 @@
 //! What the lab's servers and clients say to each other and to the tests.
 //!
 //! A TCP client sends lines: `who`, `sink BYTES SEED`, `source BYTES SEED`. A UDP client sends anything.
-//! The server answers each with one line of JSON.
+//! The server answers each with one line of JSON, and sends a datagram back behind it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, Read, Write};
@@ -42,6 +42,17 @@ pub struct Failure {
     pub text: String,
     /// After how many milliseconds it came.
     pub millis: u64,
+}
+
+/// An ICMP error that a socket was told of.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Complaint {
+    /// Who reported it.
+    pub from: Option<IpAddr>,
+    /// The ICMP type.
+    pub kind: u8,
+    /// Its code.
+    pub code: u8,
 }
 
 /// What became of a request.
@@ -153,6 +164,13 @@ pub fn check_stream(from: &mut impl Read, bytes: u64, seed: u64) -> io::Result<(
         offset += length as u64;
     }
     Ok(())
+}
+
+/// A datagram of `length` bytes whose pieces cannot be taken for each other.
+pub fn datagram(length: usize) -> Vec<u8> {
+    let mut bytes = vec![0; length];
+    fill(&mut bytes, 0, 3);
+    bytes
 }
 
 fn piece(left: u64) -> usize {

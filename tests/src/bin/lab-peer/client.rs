@@ -3,17 +3,21 @@
 use std::fs;
 use std::io::{self, BufRead as _, BufReader, Write as _};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, UdpSocket};
-use std::os::fd::{AsRawFd as _, OwnedFd};
+use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, anyhow};
+use nix::poll::{PollFd, PollFlags, poll};
 use nix::sys::socket::{
-    AddressFamily, SockFlag, SockType, SockaddrStorage, bind, connect, setsockopt, socket, sockopt,
+    AddressFamily, ControlMessageOwned, MsgFlags, SockFlag, SockType, SockaddrStorage, bind, connect,
+    recvmsg, setsockopt, socket, sockopt,
 };
-use tests::protocol::{Answer, Failure, Greeting, Reply, Summary, check_stream, send_stream};
+use tests::protocol::{
+    Answer, Complaint, Failure, Greeting, Reply, Summary, check_stream, datagram, send_stream,
+};
 
 use crate::{Client, Transport};
 
@@ -82,6 +86,42 @@ fn exchange_streams(to: SocketAddr, bytes: u64) -> io::Result<()> {
         .map_err(|error| io::Error::other(format!("on the way back: {error}")))
 }
 
+/// Sends a datagram that may pass `hops` routers, and prints the ICMP error that comes of it, if one does.
+pub(crate) fn trace(to: SocketAddr, hops: u8, patience: Duration) -> Result<()> {
+    let socket = UdpSocket::bind((if to.is_ipv4() { "0.0.0.0" } else { "::" }, 0))?;
+    let ttl = i32::from(hops);
+    if to.is_ipv4() {
+        setsockopt(&socket, sockopt::Ipv4RecvErr, &true)?;
+        setsockopt(&socket, sockopt::Ipv4Ttl, &ttl)?;
+    } else {
+        setsockopt(&socket, sockopt::Ipv6RecvErr, &true)?;
+        setsockopt(&socket, sockopt::Ipv6Ttl, &ttl)?;
+    }
+    socket.connect(to)?;
+    socket.send(&datagram(64))?;
+    let mut events = [PollFd::new(socket.as_fd(), PollFlags::POLLERR)];
+    let millis = u16::try_from(patience.as_millis()).unwrap_or(u16::MAX);
+    if poll(&mut events, millis)? == 0 {
+        return print(&None::<Complaint>);
+    }
+    let mut space = nix::cmsg_space!([u8; 256]);
+    let message =
+        recvmsg::<SockaddrStorage>(socket.as_raw_fd(), &mut [], Some(&mut space), MsgFlags::MSG_ERRQUEUE)?;
+    let complaint = message.cmsgs()?.find_map(|control| {
+        let (error, from) = match control {
+            ControlMessageOwned::Ipv4RecvErr(error, from) => {
+                (error, from.map(|it| IpAddr::from(u32::from_be(it.sin_addr.s_addr).to_be_bytes())))
+            }
+            ControlMessageOwned::Ipv6RecvErr(error, from) => {
+                (error, from.map(|it| IpAddr::from(it.sin6_addr.s6_addr)))
+            }
+            _ => return None,
+        };
+        Some(Complaint { from, kind: error.ee_type, code: error.ee_code })
+    });
+    print(&complaint)
+}
+
 /// A connection or socket that may serve several requests.
 enum Session {
     Tcp(BufReader<TcpStream>),
@@ -122,16 +162,21 @@ fn attempt(client: &Client, session: &mut Option<Session>) -> io::Result<Reply> 
             reply(line.as_bytes(), local, stream.peer_addr()?, wire)
         }
         Session::Udp(socket) => {
-            let mut buffer = [0; 2048];
+            let mut buffer = vec![0; 1 << 16];
             let connected = client.transport == Transport::ConnectedUdp;
+            let request = datagram(client.size);
             if connected {
-                socket.send(b"who\n")?;
+                socket.send(&request)?;
             } else {
-                socket.send_to(b"who\n", client.to)?;
+                socket.send_to(&request, client.to)?;
             }
             let (length, from) = socket.recv_from(&mut buffer)?;
             let peer = if connected { socket.peer_addr()? } else { from };
-            reply(&buffer[..length], socket.local_addr()?, peer, None)
+            let line = buffer[..length].split(|byte| *byte == b'\n').next().unwrap_or_default();
+            if buffer[..length].get(line.len() + 1..) != Some(&request) {
+                return Err(io::Error::new(io::ErrorKind::InvalidData, "the datagram came back as another"));
+            }
+            reply(line, socket.local_addr()?, peer, None)
         }
     }
 }

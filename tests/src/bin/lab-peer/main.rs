@@ -55,6 +55,16 @@ enum Task {
         #[arg(long, default_value_t = 2)]
         pause: u64,
     },
+    /// Sends a datagram; prints the ICMP error that comes of it, or `null`.
+    Trace {
+        to: SocketAddr,
+        /// How many routers it may pass.
+        #[arg(long)]
+        hops: u8,
+        /// Milliseconds to wait for an error.
+        #[arg(long)]
+        patience: u64,
+    },
     /// Sends a stream of bytes and receives one; prints `null` or the failure.
     Transfer {
         to: SocketAddr,
@@ -74,6 +84,9 @@ struct Client {
     /// Keep the connection or the socket for all requests.
     #[arg(long)]
     keep: bool,
+    /// How many bytes a datagram has.
+    #[arg(long, default_value_t = 4)]
+    size: usize,
     /// Milliseconds to wait for an answer.
     #[arg(long, default_value_t = 3000)]
     patience: u64,
@@ -113,6 +126,7 @@ fn main() -> Result<()> {
         Task::Converse(client) => client::converse(&client),
         Task::Probe => prober::probe(),
         Task::Load { client, workers, pause } => client::load(&client, workers, Duration::from_millis(pause)),
+        Task::Trace { to, hops, patience } => client::trace(to, hops, Duration::from_millis(patience)),
         Task::Transfer { to, bytes } => client::transfer(to, bytes),
     }
 }

@@ -54,12 +54,14 @@ fn answer(mut stream: &TcpStream, answer: &impl Serialize) -> io::Result<()> {
 }
 
 fn serve_datagrams(name: &str, socket: &UdpSocket) {
-    let mut buffer = [0; 2048];
+    let mut buffer = vec![0; 1 << 16];
     loop {
         // Errors are about clients that went away.
-        if let Ok((_, from)) = socket.recv_from(&mut buffer) {
+        if let Ok((length, from)) = socket.recv_from(&mut buffer) {
             let greeting = Greeting { server: name.to_owned(), client: canonical(from) };
-            if let Ok(bytes) = serde_json::to_vec(&greeting) {
+            if let Ok(mut bytes) = serde_json::to_vec(&greeting) {
+                bytes.push(b'\n');
+                bytes.extend_from_slice(&buffer[..length]);
                 let _ = socket.send_to(&bytes, from);
             }
         }
