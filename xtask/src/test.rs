@@ -28,7 +28,7 @@ pub(crate) struct Test {
     #[arg(long, value_name = "SECONDS", default_value_t = 20)]
     fuzz_seconds: u32,
     /// How long each comparison with kube-proxy goes on.
-    #[arg(long, value_name = "SECONDS", default_value_t = 90)]
+    #[arg(long, value_name = "SECONDS", default_value_t = 45)]
     parity_seconds: u32,
     /// The seed of the first history that podnet and kube-proxy are compared by, if it is to be a certain one.
     #[arg(long, value_name = "SEED")]

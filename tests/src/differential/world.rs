@@ -237,7 +237,11 @@ impl Ground {
         let router = Outside::create(&lab, "router", 254, None)?;
         router.place().netns.sysctl(&["net/ipv4/ip_forward=0", "net/ipv6/conf/all/forwarding=0"])?;
         let a = &nodes[0].place().netns;
-        a.batch(&format!("route replace default via {}\nroute replace default via {}", router.v4(), router.v6()))?;
+        a.batch(&format!(
+            "route replace default via {}\nroute replace default via {}",
+            router.v4(),
+            router.v6()
+        ))?;
         let outside = Outside::create(&lab, "outside", 200, Some(&nodes[0]))?;
         a.sysctl(&[
             // All are neighbours, and the node would tell the client so.
