@@ -145,6 +145,8 @@ impl State {
     const REPLY_ENTRY: u8 = 0x40;
     /// Client and backend are the same pod: packets go back out of the interface they came in by.
     const HAIRPIN: u8 = 0x80;
+    /// The client's packets do not pass the node's stack.
+    const AT_ONCE: u8 = 0x20;
     /// What both entries of a flow share.
     const PROGRESS: u8 = Self::REPLIED | Self::CLIENT_FIN | Self::BACKEND_FIN | Self::RESET;
 
@@ -178,6 +180,20 @@ impl State {
     #[inline(always)]
     pub const fn replied(self) -> bool {
         self.0 & Self::REPLIED != 0
+    }
+
+    /// The same state of a flow whose packets are sent to the backend at once.
+    #[inline(always)]
+    #[must_use]
+    pub const fn sent_at_once(self) -> Self {
+        Self(self.0 | Self::AT_ONCE)
+    }
+
+    /// Whether the client's packets are sent to the backend at once, past the node's stack: on a bridge their
+    /// frames are addressed to another pod.
+    #[inline(always)]
+    pub const fn at_once(self) -> bool {
+        self.0 & Self::AT_ONCE != 0
     }
 
     /// Whether the connection is over: closed by both sides, or reset.
@@ -246,6 +262,7 @@ impl fmt::Debug for State {
             (Self::RESET, "reset"),
             (Self::REPLY_ENTRY, "reply-entry"),
             (Self::HAIRPIN, "hairpin"),
+            (Self::AT_ONCE, "at-once"),
         ];
         f.debug_set()
             .entries(named.iter().filter(|(bit, _)| self.0 & bit != 0).map(|(_, name)| name))

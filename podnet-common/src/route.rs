@@ -34,6 +34,8 @@ const FIRST_PORT: u16 = 61_000;
 enum Sender {
     /// A pod of this node.
     Pod,
+    /// A pod's socket that was led to a backend which no longer serves.
+    Led,
     /// Another machine.
     Net,
     /// This node itself.
@@ -43,14 +45,14 @@ enum Sender {
 impl Sender {
     const fn side(self) -> Side {
         match self {
-            Self::Pod | Self::Node => Side::Inside,
+            Self::Pod | Self::Led | Self::Node => Side::Inside,
             Self::Net => Side::Outside,
         }
     }
 
     const fn way(self) -> Way {
         match self {
-            Self::Pod => Way::POD,
+            Self::Pod | Self::Led => Way::POD,
             Self::Net => Way::OUTSIDE,
             Self::Node => Way::NODE,
         }
@@ -280,7 +282,7 @@ fn icmp_error<F: Frame, T: Tables>(hook: Hook, frame: &mut F, tables: &mut T) ->
 
 /// Opens a flow for a packet, if it is to a Service.
 #[inline(always)]
-fn enter<F: Frame, T: Tables>(frame: &mut F, tables: &mut T, packet: &Packet, sender: Sender) -> Verdict {
+fn enter<F: Frame, T: Tables>(frame: &mut F, tables: &mut T, packet: &Packet, mut sender: Sender) -> Verdict {
     let (destination, protocol) = (packet.tuple.destination(), packet.tuple.protocol());
     let stale = tables.flow(&packet.tuple).map(|flow| (flow.state, flow.alive(protocol, tables.now())));
     let middle = protocol != Protocol::UDP && !packet.flags.opens();
@@ -298,7 +300,12 @@ fn enter<F: Frame, T: Tables>(frame: &mut F, tables: &mut T, packet: &Packet, se
             Some(rest) => rest,
             None if sender == Sender::Net => return Verdict::Pass(Reason::NotService),
             None => match left_behind(tables, destination, protocol) {
-                Some(frontend) => frontend,
+                Some(frontend) => {
+                    if sender == Sender::Pod {
+                        sender = Sender::Led;
+                    }
+                    frontend
+                }
                 None => return Verdict::Pass(Reason::NotService),
             },
         },
@@ -448,7 +455,7 @@ fn begin<F: Frame, T: Tables>(
 struct Origin {
     addr: Addr,
     way: Way,
-    hairpin: bool,
+    state: State,
     mac: Mac,
 }
 
@@ -463,15 +470,20 @@ fn origin<F: Frame, T: Tables>(
     sender: Sender,
 ) -> Result<Origin, Reason> {
     let (client, service) = (packet.tuple.source(), packet.tuple.destination());
-    if sender == Sender::Pod && choice.endpoint.addr == client.addr {
+    if matches!(sender, Sender::Pod | Sender::Led) && choice.endpoint.addr == client.addr {
         // A pod that reaches itself sees the Service's address as its peer: its answer then leaves the pod
         // and can be translated back.
-        return Ok(Origin { addr: service.addr, way: Way::POD, hairpin: true, mac: Mac::default() });
+        return Ok(Origin {
+            addr: service.addr,
+            way: Way::POD,
+            state: State::new(true),
+            mac: Mac::default(),
+        });
     }
     // Answers to a client outside come by this node only if the backend is on it; and ClusterIPs are the
     // cluster's own (semantics of kube-proxy's detectLocalMode).
     let masquerade = match sender {
-        Sender::Pod => frontend.flags.has(FrontendFlags::MASQUERADE),
+        Sender::Pod | Sender::Led => frontend.flags.has(FrontendFlags::MASQUERADE),
         Sender::Net => {
             frontend.flags.has(FrontendFlags::MASQUERADE)
                 || frontend.kind == FrontendKind::CLUSTER_IP
@@ -482,11 +494,13 @@ fn origin<F: Frame, T: Tables>(
     if !masquerade {
         let mac =
             if sender == Sender::Node { frame.load(6).ok_or(Reason::Truncated)? } else { Mac::default() };
-        return Ok(Origin { addr: client.addr, way: sender.way(), hairpin: false, mac });
+        let state = State::new(false);
+        let state = if sender == Sender::Led { state.sent_at_once() } else { state };
+        return Ok(Origin { addr: client.addr, way: sender.way(), state, mac });
     }
     let to = Tuple::between(client, choice.endpoint, packet.tuple.protocol());
     let out = tables.way_out(&to).ok_or(Reason::NoRoute)?;
-    Ok(Origin { addr: out.source, way: Way::MASQUERADE, hairpin: false, mac: Mac::default() })
+    Ok(Origin { addr: out.source, way: Way::MASQUERADE, state: State::new(false), mac: Mac::default() })
 }
 
 /// Takes a tuple towards the chosen backend whose replies belong to this flow alone, by writing the entry
@@ -507,7 +521,7 @@ fn reserve<T: Tables>(
     let (client, protocol) = (packet.tuple.source(), packet.tuple.protocol());
     // A socket of the node may reach the same backend directly, and has its port from the kernel.
     let masquerade = matches!(origin.way, Way::MASQUERADE | Way::NODE);
-    let state = State::new(origin.hairpin).after(packet.flags);
+    let state = origin.state.after(packet.flags);
     let interface = tables.interface();
     let mut port = if masquerade { masquerade_port(tables.random()) } else { client.port };
     // The port of the flow that was idle for longest, and since when.
@@ -648,7 +662,10 @@ fn send_on<F: Frame, T: Tables>(
             frame.store(0, flow.client_mac).ok_or(TRUNCATED)?;
             Ok(Verdict::Inject(flow.client_interface, reason))
         }
-        (Way::NODE, Direction::Forward) | (Way::MASQUERADE, _) => {
+        (way, direction)
+            if way == Way::MASQUERADE
+                || direction == Direction::Forward && (way == Way::NODE || flow.state.at_once()) =>
+        {
             let out = tables.way_out(to).ok_or(Verdict::Drop(Reason::NoRoute))?;
             if flow.way == Way::MASQUERADE {
                 nat::hop(frame, family).ok_or(Verdict::Pass(Reason::Expired))?;

@@ -58,7 +58,10 @@ impl Pod {
     }
 
     /// Links the pod to its node.
-    fn plug_in(&self) -> Result<()> {
+    ///
+    /// # Errors
+    /// If it is linked already.
+    pub fn plug_in(&self) -> Result<()> {
         let Self { interface, v4, v6, .. } = self;
         let (netns, host, index) = (&self.place.netns, &self.node.place().netns, self.node.index());
         let link = format!("link add {interface} type veth peer name eth0 netns {}\n", netns.name());
