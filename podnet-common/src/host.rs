@@ -206,7 +206,8 @@ impl HostTables {
         let flows = self.flows.keys().flat_map(|tuple| {
             [Place::of_frontend(tuple.destination().addr), Place::of_backend(tuple.source())]
         });
-        frontends.chain(backends).chain(flows)
+        let node = self.ways_out.iter().map(|out| Place::of_frontend(out.source));
+        frontends.chain(backends).chain(flows).chain(node)
     }
 
     /// Lets `seconds` pass.

@@ -57,6 +57,8 @@ struct Kernel {
     backends: Array<MapData, [u8; 32]>,
     flows: BpfHashMap<MapData, [u8; 40], [u8; 64]>,
     filter: Array<MapData, u64>,
+    /// The words of the filter that are set.
+    filtered: Vec<u32>,
     affinity: BpfHashMap<MapData, [u8; 24], [u8; 12]>,
     fragments: BpfHashMap<MapData, [u8; 40], [u8; 12]>,
     networks: Array<MapData, [u8; 256]>,
@@ -134,6 +136,7 @@ impl Kernel {
             backends: taken(&mut ebpf, abi::BACKENDS),
             flows: taken(&mut ebpf, abi::FLOWS),
             filter: taken(&mut ebpf, abi::FILTER),
+            filtered: Vec::new(),
             affinity: taken(&mut ebpf, abi::AFFINITY),
             fragments: taken(&mut ebpf, abi::FRAGMENTS),
             networks: taken(&mut ebpf, abi::NETWORKS),
@@ -162,8 +165,14 @@ impl Kernel {
         for key in old {
             self.flows.remove(&key).unwrap();
         }
-        for (index, word) in tables.filter() {
+        // Members of tables before would have fragments wait that are not to a Service of these.
+        let filter = tables.filter();
+        for index in std::mem::take(&mut self.filtered) {
+            self.filter.set(index, 0, 0).unwrap();
+        }
+        for (index, word) in filter {
             self.filter.set(index, word, 0).unwrap();
+            self.filtered.push(index);
         }
         for key in self.affinity.keys().map(Result::unwrap).collect::<Vec<_>>() {
             self.affinity.remove(&key).unwrap();
