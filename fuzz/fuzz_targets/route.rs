@@ -69,7 +69,8 @@ fn fill(tables: &mut HostTables, v6: bool, [kind, a, b, c, d, e, f, g]: [u8; 8])
 }
 
 /// Why a packet is dropped.
-const DROPS: [Reason; 9] = [
+const DROPS: [Reason; 10] = [
+    Reason::BackendGone,
     Reason::Collision,
     Reason::FlowTableFull,
     Reason::NoneLocal,
@@ -117,7 +118,11 @@ fuzz_target!(|bytes: &[u8]| {
             assert_eq!(frame, sent);
             assert!(DROPS.contains(&reason), "{reason:?}");
         }
-        Verdict::Translated(_) | Verdict::Return(_) | Verdict::Forward(..) | Verdict::ShortCut(..) | Verdict::Inject(..) => {
+        Verdict::Translated(_)
+        | Verdict::Return(_)
+        | Verdict::Forward(..)
+        | Verdict::ShortCut(..)
+        | Verdict::Inject(..) => {
             if read::read(sent).is_ok() {
                 read::read(&frame).expect("lengths and checksums are right");
             }

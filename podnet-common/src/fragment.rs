@@ -62,8 +62,8 @@ impl FragmentKey {
     }
 }
 
-/// How often a later fragment that has come before the first one is sent through the node's ingress again, at
-/// the most. Fragments that overtake others do so by little: those of one packet leave their sender at once.
+/// How often the later fragments of a packet that have come before the first one are sent through the node's
+/// ingress again, at the most. Fragments that overtake others do so by little: those of one packet leave their sender at once.
 const WAITS: u8 = 200;
 
 /// What later fragments need to know of the first one, or that one of them waits for it: the value of the

@@ -100,7 +100,7 @@ impl Hook {
 pub fn route<F: Frame, T: Tables>(hook: Hook, frame: &mut F, tables: &mut T) -> Verdict {
     match packet::parse(frame) {
         Ok(packet) if packet.tuple.protocol() == Protocol::SCTP => Verdict::Sctp,
-        Ok(packet) => decide::<false, _, _>(hook, frame, tables, &packet),
+        Ok(packet) => decide::<false, _, _>(hook, frame, tables, &packet, true),
         Err(Reason::Fragment | Reason::OtherProtocol) => Verdict::Rest,
         Err(reason) => Verdict::Pass(reason),
     }
@@ -110,7 +110,11 @@ pub fn route<F: Frame, T: Tables>(hook: Hook, frame: &mut F, tables: &mut T) -> 
 #[inline(always)]
 pub fn rest<F: Frame, T: Tables>(hook: Hook, frame: &mut F, tables: &mut T) -> Verdict {
     match fragment::parse(frame) {
-        Ok(Fragment::Whole(packet)) => decide::<false, _, _>(hook, frame, tables, &packet),
+        // The program for SCTP looks at packets without a fragment header only.
+        Ok(Fragment::Whole(packet)) if packet.tuple.protocol() == Protocol::SCTP => {
+            Verdict::Pass(Reason::SctpFragment)
+        }
+        Ok(Fragment::Whole(packet)) => decide::<false, _, _>(hook, frame, tables, &packet, true),
         // It is translated as if it were the whole packet.
         Ok(Fragment::First(packet, key)) => {
             if tables.may_hold(Place::of_frontend(packet.tuple.destination().addr))
@@ -118,7 +122,7 @@ pub fn rest<F: Frame, T: Tables>(hook: Hook, frame: &mut F, tables: &mut T) -> V
             {
                 tables.remember_fragment(&key, &FragmentPorts::new(&packet.tuple, tables.now()));
             }
-            decide::<false, _, _>(hook, frame, tables, &packet)
+            decide::<false, _, _>(hook, frame, tables, &packet, false)
         }
         Ok(Fragment::Later(key)) => later_fragment(hook, frame, tables, &key),
         Err(Reason::OtherProtocol) => icmp_error(hook, frame, tables),
@@ -130,7 +134,7 @@ pub fn rest<F: Frame, T: Tables>(hook: Hook, frame: &mut F, tables: &mut T) -> V
 #[inline(always)]
 pub fn sctp<F: Frame, T: Tables>(hook: Hook, frame: &mut F, tables: &mut T) -> Verdict {
     match packet::parse(frame) {
-        Ok(packet) => decide::<true, _, _>(hook, frame, tables, &packet),
+        Ok(packet) => decide::<true, _, _>(hook, frame, tables, &packet, true),
         Err(reason) => Verdict::Pass(reason),
     }
 }
@@ -151,24 +155,26 @@ pub fn open<F: Frame, T: Tables>(hook: Hook, frame: &mut F, tables: &mut T) -> V
     }
 }
 
-/// Translates a packet of a known flow.
+/// Translates a packet of a known flow: one that is whole, or the first fragment of one.
 #[inline(always)]
 fn decide<const SCTP: bool, F: Frame, T: Tables>(
     hook: Hook,
     frame: &mut F,
     tables: &mut T,
     packet: &Packet,
+    whole: bool,
 ) -> Verdict {
     let (source, destination) = (packet.tuple.source(), packet.tuple.destination());
-    let short_cuts = hook == Hook::FromPod && tables.short_cuts();
+    // Fragments stay together, on the way through the stack.
+    let short_cuts = whole && hook == Hook::FromPod && tables.short_cuts();
     let answer = (short_cuts || matches!(hook, Hook::ToPod | Hook::ToNet))
         && tables.may_hold(Place::of_backend(source));
     let request = hook != Hook::ToPod && tables.may_hold(Place::of_frontend(destination.addr));
     if !answer && !request {
-        return if hook != Hook::ToPod && tables.in_service_network(destination.addr) {
-            Verdict::Drop(Reason::Unassigned)
-        } else {
+        return if hook == Hook::ToPod {
             Verdict::Pass(Reason::NotService)
+        } else {
+            nobodys(tables, destination.addr)
         };
     }
     // Known flows first, SYNs too: a repeated one must not choose again.
@@ -291,14 +297,17 @@ fn enter<F: Frame, T: Tables>(frame: &mut F, tables: &mut T, packet: &Packet, mu
         && state.direction() == Direction::Forward
     {
         // Its backend is gone, or it would have been followed: its client would wait for an answer until it
-        // gives up.
+        // gives up. A reset has no answer (RFC 9293, 3.5.2).
+        if packet.flags.has(TcpFlags::RST) {
+            return Verdict::Drop(Reason::BackendGone);
+        }
         return refuse(frame, tables, packet, sender.way(), Reason::BackendGone);
     }
     let frontend = match tables.frontend(&FrontendKey::new(destination, protocol)) {
         Some(frontend) => frontend,
         None => match tables.frontend(&FrontendKey::rest_of(destination.addr)) {
             Some(rest) => rest,
-            None if sender == Sender::Net => return Verdict::Pass(Reason::NotService),
+            None if sender == Sender::Net => return nobodys(tables, destination.addr),
             None => match left_behind(tables, destination, protocol) {
                 Some(frontend) => {
                     if sender == Sender::Pod {
@@ -306,7 +315,7 @@ fn enter<F: Frame, T: Tables>(frame: &mut F, tables: &mut T, packet: &Packet, mu
                     }
                     frontend
                 }
-                None => return Verdict::Pass(Reason::NotService),
+                None => return nobodys(tables, destination.addr),
             },
         },
     };
@@ -317,6 +326,16 @@ fn enter<F: Frame, T: Tables>(frame: &mut F, tables: &mut T, packet: &Packet, mu
         Verdict::Pass(Reason::MidConnection)
     } else {
         begin(frame, tables, packet, &frontend, stale, sender)
+    }
+}
+
+/// What becomes of a packet to an address that no Service has, or has any more.
+#[inline(always)]
+fn nobodys<T: Tables>(tables: &T, addr: Addr) -> Verdict {
+    if tables.in_service_network(addr) {
+        Verdict::Drop(Reason::Unassigned)
+    } else {
+        Verdict::Pass(Reason::NotService)
     }
 }
 
@@ -499,7 +518,15 @@ fn origin<F: Frame, T: Tables>(
         return Ok(Origin { addr: client.addr, way: sender.way(), state, mac });
     }
     let to = Tuple::between(client, choice.endpoint, packet.tuple.protocol());
-    let out = tables.way_out(&to).ok_or(Reason::NoRoute)?;
+    let out = match tables.way_out(&to) {
+        Some(out) => out,
+        // The backend has this node's own address: its answers pass here anyway.
+        None if choice.local => {
+            let mac = Mac::default();
+            return Ok(Origin { addr: client.addr, way: sender.way(), state: State::new(false), mac });
+        }
+        None => return Err(Reason::NoRoute),
+    };
     Ok(Origin { addr: out.source, way: Way::MASQUERADE, state: State::new(false), mac: Mac::default() })
 }
 

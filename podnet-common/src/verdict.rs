@@ -71,7 +71,7 @@ macro_rules! reasons {
 reasons! {
     /// not an IPv4 or IPv6 packet: passed
     NotIp = "not_ip",
-    /// neither TCP nor UDP: passed
+    /// neither TCP, UDP nor SCTP: passed
     OtherProtocol = "other_protocol",
     /// a fragment: passed
     Fragment = "fragment",

@@ -308,6 +308,36 @@ fn any_other_port_of_a_cluster_ip_is_refused() {
     }
 }
 
+/// The filter remembers what the tables no longer have.
+#[test]
+fn the_address_of_a_deleted_service_is_dropped_too() {
+    for mut cast in casts() {
+        let to = service(cast.family, 1, 80);
+        let mut networks = ServiceNetworks::default();
+        networks.0[0] = Network::new(to.addr, if cast.family == Family::V4 { 16 } else { 108 });
+        cast.tables.networks = networks;
+        // A flow to another port keeps the address in the filter.
+        let client = pod(cast.family, 7, 1234);
+        cast.tables.serve(to, cast.protocol, [pod(cast.family, 2, 8080)]);
+        let mut sent = opening(client, to, cast.protocol);
+        assert_eq!(from_pod(&mut sent, &mut cast.tables), Verdict::Translated(Reason::NewFlow));
+        cast.tables.frontends.remove(&FrontendKey::new(to, cast.protocol));
+        let other = service(cast.family, 1, 81);
+        let mut sent = opening(client, other, cast.protocol);
+        assert_eq!(from_pod(&mut sent, &mut cast.tables), Verdict::Drop(Reason::Unassigned));
+    }
+}
+
+#[test]
+fn a_backend_with_the_nodes_own_address_is_not_masqueraded() {
+    for mut cast in casts() {
+        cast.frontend().flags = FrontendFlags::MASQUERADE;
+        // The routing table has no way out to the node itself.
+        cast.tables.ways_out.clear();
+        assert_eq!(cast.open(LOCAL).0, Verdict::Translated(Reason::NewFlow));
+    }
+}
+
 #[test]
 fn an_unassigned_address_of_the_services_network_is_dropped() {
     for mut cast in casts() {

@@ -19,7 +19,8 @@ use support::arbitrary::{families, worlds};
 use support::*;
 
 /// Why a packet is dropped.
-const DROPS: [Reason; 8] = [
+const DROPS: [Reason; 9] = [
+    Reason::BackendGone,
     Reason::Collision,
     Reason::FlowTableFull,
     Reason::NoneLocal,
@@ -321,6 +322,10 @@ impl Model {
             Reason::BackendGone => {
                 let talk = known.ok_or_else(|| TestCaseError::fail("a flow that nobody opened"))?;
                 prop_assert!(!self.tables.backend(talk.id).unwrap().serving());
+                if flags == RST {
+                    prop_assert_eq!(verdict, Verdict::Drop(Reason::BackendGone), "a reset has no answer");
+                    return Ok(());
+                }
                 prop_assert_eq!(seen_pair(&seen), Some((at, client)));
             }
             Reason::NotService => prop_assert!(!exists),

@@ -14,6 +14,7 @@ use podnet::cluster::object::{Key, Kind};
 use podnet::cluster::{Event as Told, manifests};
 use podnet::plan::Planner;
 use podnet_common::host::{HostTables, route_all};
+use podnet_common::limit::Limit;
 use podnet_common::network::Source as Range;
 use podnet_common::route::Hook;
 use podnet_common::service::{Backend, BackendId};
@@ -202,6 +203,8 @@ impl Node {
             Vantage::Outside => Hook::FromNet,
             Vantage::Node => Hook::ToNet,
         };
+        // All of a history's packets are sent at one moment; those of the kernel are not.
+        self.tables.limit = Limit::default();
         match route_all(hook, &mut frame, &mut self.tables) {
             Verdict::Pass(_) if probe.way == Way::NodePort => Event::Refusal,
             Verdict::Pass(_) | Verdict::Drop(_) => Event::Silence,

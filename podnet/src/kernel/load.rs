@@ -13,7 +13,7 @@ use super::attach::{self, INTERFACE_PROGRAMS, NEXT_PROGRAMS, Pin, SOCKET_PROGRAM
 use super::error::Error;
 use super::filter::Filter;
 use super::pins::Pins;
-use super::staging::Staging;
+use super::staging::{Replaced, Staging};
 use super::tables::{Tables, shapes};
 use super::{AttachMode, Settings, SocketLb, sys};
 use crate::changes::{Changes, Snapshot};
@@ -30,7 +30,7 @@ pub struct Dataplane {
     ebpf: Ebpf,
     tables: Tables,
     filter: Filter,
-    replaced: Option<Tables>,
+    replaced: Option<Replaced>,
     pins: Pins,
     attach: AttachMode,
     cgroup: Option<PathBuf>,
@@ -69,7 +69,7 @@ impl Dataplane {
             load_socket_programs(&mut ebpf)?;
         }
         staging.finish()?;
-        let replaced = staging.into_replaced();
+        let replaced = Some(staging.into_replaced());
         Ok(Self { ebpf, tables, filter, replaced, pins, attach: settings.attach, cgroup })
     }
 
@@ -80,7 +80,7 @@ impl Dataplane {
     /// # Errors
     /// When a map cannot be read or written, or a pin not be removed.
     pub fn take_over(&mut self) -> Result<(), Error> {
-        if let Some(old) = self.replaced.take() {
+        if let Some(old) = self.replaced.take().and_then(|replaced| replaced.tables) {
             self.tables.catch_up_with(&old)?;
         }
         self.pins.remove_other_layouts()

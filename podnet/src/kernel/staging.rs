@@ -14,6 +14,13 @@ use super::pins::{Pins, names, remove_directory, remove_file};
 use super::tables::{Tables, shapes};
 use crate::changes::Capacity;
 
+/// Maps in whose place others are, while programs may still be attached that work on them.
+pub(super) struct Replaced {
+    /// Tables.
+    pub(super) tables: Option<Tables>,
+    _programs: Option<MapData>,
+}
+
 /// Maps on their way.
 pub(super) struct Staging {
     directory: PathBuf,
@@ -22,6 +29,9 @@ pub(super) struct Staging {
     made: Vec<&'static str>,
     /// What was there before.
     old: Option<Tables>,
+    /// The programs that the old ones at the hooks leave packets to. The kernel forgets those of an array that
+    /// nobody holds.
+    old_programs: Option<MapData>,
 }
 
 impl Staging {
@@ -35,7 +45,9 @@ impl Staging {
         if let Some(old) = &old {
             old.check_fit(capacity)?;
         }
-        let mut staging = Self { directory: pins.next(), maps: pins.maps(), made: Vec::new(), old };
+        let old_programs = MapData::from_pin(pins.maps().join(abi::PROGRAMS)).ok();
+        let mut staging =
+            Self { directory: pins.next(), maps: pins.maps(), made: Vec::new(), old, old_programs };
         staging.clear()?;
         fs::create_dir(&staging.directory).map_err(|source| Error::File {
             action: "creating",
@@ -44,7 +56,10 @@ impl Staging {
         })?;
         for shape in shapes(capacity) {
             match MapData::from_pin(staging.maps.join(shape.name)) {
-                Ok(map) if shape.is(&map)? => map.pin(staging.directory.join(shape.name))?,
+                // Programs at hooks that work on the old maps need others that do.
+                Ok(map) if shape.name != abi::PROGRAMS && shape.is(&map)? => {
+                    map.pin(staging.directory.join(shape.name))?
+                }
                 // One that is missing, or was made by a podnet that knew fewer reasons to count.
                 _ => staging.made.push(shape.name),
             }
@@ -63,8 +78,9 @@ impl Staging {
     }
 
     /// What was there before, if some of it has been made anew.
-    pub(super) fn into_replaced(mut self) -> Option<Tables> {
-        self.old.take().filter(|_| !self.made.is_empty())
+    pub(super) fn into_replaced(mut self) -> Replaced {
+        let tables = self.made.iter().any(|name| *name != abi::PROGRAMS);
+        Replaced { tables: self.old.take().filter(|_| tables), _programs: self.old_programs.take() }
     }
 
     /// Fills the new maps from the old ones.
