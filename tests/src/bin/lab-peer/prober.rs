@@ -73,7 +73,9 @@ async fn by_udp(to: SocketAddr, ports: &Ports) -> io::Result<(String, IpAddr)> {
 }
 
 fn greeting(bytes: &[u8]) -> io::Result<(String, IpAddr)> {
-    let Greeting { server, client } = serde_json::from_slice(bytes)?;
+    // Behind the line a datagram comes back.
+    let line = bytes.split(|byte| *byte == b'\n').next().unwrap_or_default();
+    let Greeting { server, client } = serde_json::from_slice(line)?;
     Ok((server, client.ip()))
 }
 
