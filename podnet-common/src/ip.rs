@@ -202,6 +202,17 @@ pub(crate) fn read_v6<F: Frame>(frame: &F, at: usize, want: Want) -> Result<Head
     Ok(Header { family: Family::V6, source, destination, protocol, payload, end, fragment })
 }
 
+/// Where the packet of `family` in a frame ends, by its IP header: a frame may be padded.
+#[inline(always)]
+pub(crate) fn end<F: Frame>(frame: &F, family: Family) -> Option<usize> {
+    let (field, header) = match family {
+        Family::V4 => (ETHERNET + 2, 0),
+        Family::V6 => (ETHERNET + 4, IPV6),
+    };
+    let length: Be16 = frame.load(field)?;
+    Some(ETHERNET + header + usize::from(length.get()))
+}
+
 /// Writes the addresses of the IP header at `at`, and mends the checksum of an IPv4 header by `change`, the
 /// difference that the new addresses make.
 #[inline(always)]

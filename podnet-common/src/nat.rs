@@ -3,6 +3,7 @@
 use crate::checksum::Delta;
 use crate::conntrack::Tuple;
 use crate::frame::{Frame, L4Patch};
+use crate::ip::write_addresses;
 use crate::packet::{ETHERNET, Packet, checksum_field};
 use crate::wire::{Be16, Family, Protocol};
 
@@ -40,14 +41,7 @@ pub fn rewrite<F: Frame>(frame: &mut F, packet: &Packet, to: &Tuple) -> Option<(
     let (source, destination) = (to.source(), to.destination());
     let addresses =
         Delta::NONE.addr(from.source().addr, source.addr).addr(from.destination().addr, destination.addr);
-    match packet.family {
-        Family::V4 => {
-            let field: Be16 = frame.load(ETHERNET + 10)?;
-            frame.store(ETHERNET + 10, addresses.apply(field))?;
-            frame.store(ETHERNET + 12, [source.addr.last_word(), destination.addr.last_word()])?;
-        }
-        Family::V6 => frame.store(ETHERNET + 8, [source.addr, destination.addr])?,
-    }
+    write_addresses(frame, ETHERNET, packet.family, [source.addr, destination.addr], addresses)?;
     let l4 = frame.place(packet.l4)?;
     frame.store(l4, [source.port, destination.port])?;
     let ports =

@@ -7,6 +7,7 @@ use zerocopy::{Immutable, IntoBytes};
 
 use crate::checksum::Sum;
 use crate::frame::Frame;
+use crate::ip;
 use crate::packet::{ETHERNET, IPV4, IPV6, Packet, TcpFlags};
 use crate::route::turn_around;
 use crate::wire::{Addr, Be16, Be32, Endpoint, Family, Protocol};
@@ -115,20 +116,15 @@ fn reset<F: Frame>(frame: &mut F, packet: &Packet) -> Option<()> {
     frame.store(l4, header)
 }
 
-/// How much data a TCP segment carries, by its IP header: a frame may be padded. Nearly always none, but
-/// for TCP Fast Open (RFC 7413).
+/// How much data a TCP segment carries: nearly always none, but for TCP Fast Open (RFC 7413).
 #[inline(always)]
 #[expect(clippy::cast_possible_truncation, reason = "at most what 16 bits say")]
 fn data_length<F: Frame>(frame: &F, packet: &Packet) -> Option<u32> {
-    let (field, header) = match packet.family {
-        Family::V4 => (ETHERNET + 2, 0),
-        Family::V6 => (ETHERNET + 4, IPV6),
-    };
-    let length: Be16 = frame.load(field)?;
+    let end = ip::end(frame, packet.family)?;
     let l4 = frame.place(packet.l4)?;
     let data_offset: u8 = frame.load(l4 + 12)?;
     let start = l4 + usize::from(data_offset >> 4) * 4;
-    Some((ETHERNET + header + usize::from(length.get())).saturating_sub(start) as u32)
+    Some(end.saturating_sub(start) as u32)
 }
 
 #[inline(always)]

@@ -4,8 +4,8 @@ use crate::checksum::Delta;
 use crate::conntrack::Tuple;
 use crate::crc32c;
 use crate::frame::Frame;
-use crate::ip::write_addresses;
-use crate::packet::{ETHERNET, IPV6, Packet, TcpFlags, checksum_field};
+use crate::ip::{self, write_addresses};
+use crate::packet::{ETHERNET, Packet, TcpFlags, checksum_field};
 use crate::wire::{Be16, Family, Protocol};
 
 /// Length of the common header, behind which the chunks stand (RFC 9260, 3).
@@ -108,15 +108,10 @@ const fn pair(source: Be16, destination: Be16) -> u32 {
     (source.get().swap_bytes() as u32) | (destination.get().swap_bytes() as u32) << 16
 }
 
-/// The length of the SCTP packet, by its IP header: a frame may be padded.
+/// The length of the SCTP packet.
 #[inline(always)]
 fn length<F: Frame>(frame: &F, packet: &Packet) -> Option<u16> {
-    let (field, header) = match packet.family {
-        Family::V4 => (ETHERNET + 2, 0),
-        Family::V6 => (ETHERNET + 4, IPV6),
-    };
-    let length: Be16 = frame.load(field)?;
-    let length = (ETHERNET + header + usize::from(length.get())).checked_sub(packet.l4)?;
+    let length = ip::end(frame, packet.family)?.checked_sub(packet.l4)?;
     if length < HEADER {
         return None;
     }
