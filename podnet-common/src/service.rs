@@ -11,6 +11,43 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use crate::wire::{Addr, Be16, Endpoint, Protocol};
 
+/// Makes a type of one byte of bits, as it stands in the kernel's tables, from their names.
+macro_rules! flags {
+    ($(#[$doc:meta])+ $type:ident { $($(#[$bit_doc:meta])+ $name:ident = $bit:literal $label:literal,)+ }) => {
+        $(#[$doc])+
+        #[derive(Clone, Copy, Default, PartialEq, Eq, Hash, FromBytes, IntoBytes, Immutable, KnownLayout)]
+        #[repr(transparent)]
+        pub struct $type(u8);
+
+        impl $type {
+            /// None of them.
+            pub const NONE: Self = Self(0);
+            $($(#[$bit_doc])+ pub const $name: Self = Self($bit);)+
+
+            /// Both these and `other`.
+            #[must_use]
+            pub const fn with(self, other: Self) -> Self {
+                Self(self.0 | other.0)
+            }
+
+            /// Whether all of `other` are among these.
+            #[inline(always)]
+            pub const fn has(self, other: Self) -> bool {
+                self.0 & other.0 == other.0
+            }
+        }
+
+        impl fmt::Debug for $type {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                let named = [$((Self::$name, $label)),+];
+                f.debug_set()
+                    .entries(named.iter().filter(|(flag, _)| self.has(*flag)).map(|(_, name)| name))
+                    .finish()
+            }
+        }
+    };
+}
+
 /// A Service address: the key of the frontend table.
 #[derive(
     Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, FromBytes, IntoBytes, Immutable, KnownLayout,
@@ -175,54 +212,23 @@ impl FrontendKind {
     }
 }
 
-/// Properties of a frontend: one byte of bits.
-#[derive(Clone, Copy, Default, PartialEq, Eq, Hash, FromBytes, IntoBytes, Immutable, KnownLayout)]
-#[repr(transparent)]
-pub struct FrontendFlags(u8);
-
-impl FrontendFlags {
-    /// None of them.
-    pub const NONE: Self = Self(0);
-    /// The inside slots hold the Local set, else the Cluster set.
-    pub const INSIDE_LOCAL: Self = Self(0x01);
-    /// The outside slots hold the Local set, else the Cluster set.
-    pub const OUTSIDE_LOCAL: Self = Self(0x02);
-    /// Without inside slots, what comes from inside is dropped, else it is refused.
-    pub const INSIDE_DROP: Self = Self(0x04);
-    /// Without outside slots, what comes from outside is dropped, else it is refused.
-    pub const OUTSIDE_DROP: Self = Self(0x08);
-    /// Only sources in a range of this service port may use it (`loadBalancerSourceRanges`).
-    pub const SOURCE_RANGES: Self = Self(0x10);
-    /// Connections get the node's address as their source, wherever they come from (`masqueradeAll`).
-    pub const MASQUERADE: Self = Self(0x20);
-    /// Only the node's own sockets know this address: it is a loopback address.
-    pub const LOOPBACK: Self = Self(0x40);
-
-    /// Both these and `other`.
-    #[must_use]
-    pub const fn with(self, other: Self) -> Self {
-        Self(self.0 | other.0)
-    }
-
-    /// Whether all of `other` are among these.
-    #[inline(always)]
-    pub const fn has(self, other: Self) -> bool {
-        self.0 & other.0 == other.0
-    }
-}
-
-impl fmt::Debug for FrontendFlags {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let named = [
-            (Self::INSIDE_LOCAL, "inside-local"),
-            (Self::OUTSIDE_LOCAL, "outside-local"),
-            (Self::INSIDE_DROP, "inside-drop"),
-            (Self::OUTSIDE_DROP, "outside-drop"),
-            (Self::SOURCE_RANGES, "source-ranges"),
-            (Self::MASQUERADE, "masquerade"),
-            (Self::LOOPBACK, "loopback"),
-        ];
-        f.debug_set().entries(named.iter().filter(|(flag, _)| self.has(*flag)).map(|(_, name)| name)).finish()
+flags! {
+    /// Properties of a frontend: one byte of bits.
+    FrontendFlags {
+        /// The inside slots hold the Local set, else the Cluster set.
+        INSIDE_LOCAL = 0x01 "inside-local",
+        /// The outside slots hold the Local set, else the Cluster set.
+        OUTSIDE_LOCAL = 0x02 "outside-local",
+        /// Without inside slots, what comes from inside is dropped, else it is refused.
+        INSIDE_DROP = 0x04 "inside-drop",
+        /// Without outside slots, what comes from outside is dropped, else it is refused.
+        OUTSIDE_DROP = 0x08 "outside-drop",
+        /// Only sources in a range of this service port may use it (`loadBalancerSourceRanges`).
+        SOURCE_RANGES = 0x10 "source-ranges",
+        /// Connections get the node's address as their source, wherever they come from (`masqueradeAll`).
+        MASQUERADE = 0x20 "masquerade",
+        /// Only the node's own sockets know this address: it is a loopback address.
+        LOOPBACK = 0x40 "loopback",
     }
 }
 
@@ -321,47 +327,18 @@ impl Backend {
     }
 }
 
-/// What a backend may be used for: one byte of bits, none of a backend that is gone.
-#[derive(Clone, Copy, Default, PartialEq, Eq, Hash, FromBytes, IntoBytes, Immutable, KnownLayout)]
-#[repr(transparent)]
-pub struct BackendFlags(u8);
-
-impl BackendFlags {
-    /// None: the backend is gone.
-    pub const NONE: Self = Self(0);
-    /// It is an endpoint of the service port, be it ready or not: connections that it has may go on.
-    pub const PRESENT: Self = Self(0x01);
-    /// It serves: datagrams of flows that it has go on to it.
-    pub const SERVING: Self = Self(0x02);
-    /// It is on this node.
-    pub const LOCAL: Self = Self(0x04);
-    /// It is in the Cluster set of its service port.
-    pub const IN_CLUSTER: Self = Self(0x08);
-    /// It is in the Local set of its service port.
-    pub const IN_LOCAL: Self = Self(0x10);
-
-    /// Both these and `other`.
-    #[must_use]
-    pub const fn with(self, other: Self) -> Self {
-        Self(self.0 | other.0)
-    }
-
-    /// Whether all of `other` are among these.
-    #[inline(always)]
-    pub const fn has(self, other: Self) -> bool {
-        self.0 & other.0 == other.0
-    }
-}
-
-impl fmt::Debug for BackendFlags {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let named = [
-            (Self::PRESENT, "present"),
-            (Self::SERVING, "serving"),
-            (Self::LOCAL, "local"),
-            (Self::IN_CLUSTER, "in-cluster"),
-            (Self::IN_LOCAL, "in-local"),
-        ];
-        f.debug_set().entries(named.iter().filter(|(flag, _)| self.has(*flag)).map(|(_, name)| name)).finish()
+flags! {
+    /// What a backend may be used for: one byte of bits, none of a backend that is gone.
+    BackendFlags {
+        /// It is an endpoint of the service port, be it ready or not: connections that it has may go on.
+        PRESENT = 0x01 "present",
+        /// It serves: datagrams of flows that it has go on to it.
+        SERVING = 0x02 "serving",
+        /// It is on this node.
+        LOCAL = 0x04 "local",
+        /// It is in the Cluster set of its service port.
+        IN_CLUSTER = 0x08 "in-cluster",
+        /// It is in the Local set of its service port.
+        IN_LOCAL = 0x10 "in-local",
     }
 }
