@@ -3,102 +3,68 @@
 use std::collections::BTreeSet;
 use std::io;
 use std::net::IpAddr;
-use std::time::Duration;
 
-use futures::{StreamExt, TryStreamExt};
-use rtnetlink::packet_core::NetlinkPayload;
+use futures::TryStreamExt;
+use rtnetlink::MulticastGroup;
 use rtnetlink::packet_route::RouteNetlinkMessage;
 use rtnetlink::packet_route::address::{AddressAttribute, AddressMessage};
-use rtnetlink::{Handle, MulticastGroup, new_multicast_connection};
-use tokio::time::{Instant, sleep_until};
-use tracing::warn;
 
-use crate::interfaces::Messages;
-
-/// How long to wait before netlink is tried again.
-const PAUSE: Duration = Duration::from_secs(1);
+use crate::netlink::Netlink;
 
 /// An address of an interface: the same one may be on several.
 type Assigned = (u32, IpAddr);
 
 /// Netlink's news of the addresses of this network namespace.
 pub struct Addresses {
-    handle: Handle,
-    messages: Messages,
+    netlink: Netlink,
     assigned: BTreeSet<Assigned>,
     /// What was told last.
     told: Option<BTreeSet<IpAddr>>,
-    /// Whether news may have been missed, so that all has to be listed.
-    stale: bool,
-    /// When another socket is to be opened, for this one does not work.
-    retry_at: Option<Instant>,
 }
 
 impl Addresses {
+    const GROUPS: &[MulticastGroup] = &[MulticastGroup::Ipv4Ifaddr, MulticastGroup::Ipv6Ifaddr];
+
     /// Begins to listen.
     ///
     /// # Errors
     /// When there is no netlink socket to be had.
     pub fn open() -> io::Result<Self> {
-        let groups = [MulticastGroup::Ipv4Ifaddr, MulticastGroup::Ipv6Ifaddr];
-        let (connection, handle, messages) = new_multicast_connection(&groups)?;
-        tokio::spawn(connection);
-        Ok(Self { handle, messages, assigned: BTreeSet::new(), told: None, stale: true, retry_at: None })
+        Netlink::open(Self::GROUPS).map(Self::over)
+    }
+
+    fn over(netlink: Netlink) -> Self {
+        Self { netlink, assigned: BTreeSet::new(), told: None }
     }
 
     /// All addresses that there are, now and whenever that changes. A call that is given up loses nothing.
     pub async fn next(&mut self) -> BTreeSet<IpAddr> {
         loop {
-            if let Some(moment) = self.retry_at {
-                sleep_until(moment).await;
-                match Self::open() {
-                    Ok(again) => *self = Self { told: self.told.take(), ..again },
-                    Err(error) => {
-                        warn!(%error, "netlink cannot be listened to; podnet tries again");
-                        self.retry_at = Some(Instant::now() + PAUSE);
-                        continue;
-                    }
-                }
-            }
-            if self.stale {
-                match self.list().await {
-                    Ok(assigned) => {
-                        self.assigned = assigned;
-                        self.stale = false;
-                    }
-                    Err(error) => {
-                        warn!(%error, "the addresses cannot be listed; podnet tries again");
-                        self.retry_at = Some(Instant::now() + PAUSE);
-                        continue;
-                    }
-                }
+            self.netlink.ready().await;
+            if self.netlink.is_stale() {
+                let list = self.list().await;
+                let Some(assigned) = self.netlink.listed(list, "addresses") else { continue };
+                self.assigned = assigned;
             }
             let now: BTreeSet<IpAddr> = self.assigned.iter().map(|(_, ip)| *ip).collect();
             if self.told.as_ref() != Some(&now) {
                 self.told = Some(now.clone());
                 return now;
             }
-            match self.messages.next().await.map(|(message, _)| message.payload) {
-                Some(NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewAddress(message))) => {
-                    self.assigned.extend(assigned(&message));
-                }
-                Some(NetlinkPayload::InnerMessage(RouteNetlinkMessage::DelAddress(message))) => {
+            match self.netlink.next().await {
+                Some(RouteNetlinkMessage::NewAddress(message)) => self.assigned.extend(assigned(&message)),
+                Some(RouteNetlinkMessage::DelAddress(message)) => {
                     if let Some(assigned) = assigned(&message) {
                         self.assigned.remove(&assigned);
                     }
                 }
-                Some(NetlinkPayload::Overrun(_)) => self.stale = true,
-                Some(_) => {}
-                None => {
-                    warn!("netlink tells nothing any more; podnet opens another socket");
-                    self.retry_at = Some(Instant::now() + PAUSE);
-                }
+                _ => {}
             }
         }
     }
 
     async fn list(&self) -> Result<BTreeSet<Assigned>, rtnetlink::Error> {
-        let messages = self.handle.address().get().execute();
+        let messages = self.netlink.handle().address().get().execute();
         messages.try_filter_map(|message| async move { Ok(assigned(&message)) }).try_collect().await
     }
 }
@@ -124,6 +90,7 @@ mod tests {
     use tokio::time::timeout;
 
     use super::*;
+    use crate::netlink::PAUSE;
 
     #[tokio::test]
     async fn all_addresses_are_told_once() {
@@ -138,10 +105,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_dead_socket_is_replaced() {
-        let mut addresses = Addresses::open().unwrap();
-        let (connection, handle, messages) = new_multicast_connection(&[MulticastGroup::Ipv4Ifaddr]).unwrap();
-        drop(connection);
-        (addresses.handle, addresses.messages) = (handle, messages);
+        let mut addresses = Addresses::over(Netlink::dead(Addresses::GROUPS, true));
         let all = timeout(PAUSE * 5, addresses.next()).await.unwrap();
         assert!(all.contains(&IpAddr::from([127, 0, 0, 1])), "{all:?}");
     }

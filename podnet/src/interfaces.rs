@@ -5,24 +5,16 @@ use std::convert::Infallible;
 use std::fmt;
 use std::io;
 use std::str::FromStr;
-use std::time::Duration;
 
-use futures::channel::mpsc::UnboundedReceiver;
-use futures::{StreamExt, TryStreamExt};
-use rtnetlink::packet_core::{NetlinkMessage, NetlinkPayload};
+use futures::TryStreamExt;
+use rtnetlink::MulticastGroup;
 use rtnetlink::packet_route::RouteNetlinkMessage;
 use rtnetlink::packet_route::link::{
     InfoKind, InfoPortKind, LinkAttribute, LinkInfo, LinkLayerType, LinkMessage,
 };
-use rtnetlink::sys::SocketAddr;
-use rtnetlink::{Handle, MulticastGroup, new_multicast_connection};
-use tokio::time::{Instant, sleep_until};
-use tracing::warn;
 
 use crate::kernel::Side;
-
-/// How long to wait before netlink is tried again.
-const PAUSE: Duration = Duration::from_secs(1);
+use crate::netlink::Netlink;
 
 /// Names of interfaces, as globs.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -203,80 +195,48 @@ impl Facing {
     }
 }
 
-pub(crate) type Messages = UnboundedReceiver<(NetlinkMessage<RouteNetlinkMessage>, SocketAddr)>;
-
 /// Netlink's news of the interfaces of this network namespace.
 pub struct Interfaces {
-    handle: Handle,
-    messages: Messages,
-    /// Whether news may have been missed, so that all has to be listed.
-    stale: bool,
-    /// When another socket is to be opened, for this one does not work.
-    retry_at: Option<Instant>,
+    netlink: Netlink,
 }
 
 impl Interfaces {
+    const GROUPS: &[MulticastGroup] = &[MulticastGroup::Link];
+
     /// Begins to listen.
     ///
     /// # Errors
     /// When there is no netlink socket to be had.
     pub fn open() -> io::Result<Self> {
-        let (connection, handle, messages) = new_multicast_connection(&[MulticastGroup::Link])?;
-        tokio::spawn(connection);
-        Ok(Self { handle, messages, stale: true, retry_at: None })
+        Ok(Self { netlink: Netlink::open(Self::GROUPS)? })
     }
 
     /// The next news: all interfaces first, and again whenever some may have been missed. A call that is
     /// given up loses nothing.
     pub async fn next(&mut self) -> News {
         loop {
-            // The moment stays when the call is given up, else one that never waits for long would never
-            // get there.
-            if let Some(moment) = self.retry_at {
-                sleep_until(moment).await;
-                match Self::open() {
-                    Ok(again) => *self = again,
-                    Err(error) => {
-                        warn!(%error, "netlink cannot be listened to; podnet tries again");
-                        self.retry_at = Some(Instant::now() + PAUSE);
-                        continue;
-                    }
+            self.netlink.ready().await;
+            if self.netlink.is_stale() {
+                let list = self.list().await;
+                match self.netlink.listed(list, "interfaces") {
+                    Some(links) => return News::All(links),
+                    None => continue,
                 }
             }
-            if self.stale {
-                match self.list().await {
-                    Ok(links) => {
-                        self.stale = false;
-                        return News::All(links);
-                    }
-                    Err(error) => {
-                        warn!(%error, "the interfaces cannot be listed; podnet tries again");
-                        self.retry_at = Some(Instant::now() + PAUSE);
-                        continue;
-                    }
-                }
-            }
-            match self.messages.next().await.map(|(message, _)| message.payload) {
-                Some(NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewLink(message))) => {
+            match self.netlink.next().await {
+                Some(RouteNetlinkMessage::NewLink(message)) => {
                     if let Some(link) = link(&message) {
                         return News::Changed(link);
                     }
                 }
-                Some(NetlinkPayload::InnerMessage(RouteNetlinkMessage::DelLink(message))) => {
-                    return News::Gone(message.header.index);
-                }
-                Some(NetlinkPayload::Overrun(_)) => self.stale = true,
-                Some(_) => {}
-                None => {
-                    warn!("netlink tells nothing any more; podnet opens another socket");
-                    self.retry_at = Some(Instant::now() + PAUSE);
-                }
+                Some(RouteNetlinkMessage::DelLink(message)) => return News::Gone(message.header.index),
+                _ => {}
             }
         }
     }
 
     async fn list(&self) -> Result<Vec<Link>, rtnetlink::Error> {
-        let messages = self.handle.link().get().execute();
+        let messages = self.netlink.handle().link().get().execute();
         messages.try_filter_map(|message| async move { Ok(link(&message)) }).try_collect().await
     }
 }
@@ -306,6 +266,7 @@ mod tests {
     use tokio::time::timeout;
 
     use super::*;
+    use crate::netlink::PAUSE;
 
     fn link(index: u32, name: &str) -> Link {
         Link { index, name: name.to_owned(), ethernet: true, indirect: false }
@@ -374,24 +335,21 @@ mod tests {
         }
     }
 
-    /// A netlink socket that nobody serves.
-    fn dead() -> Interfaces {
-        let (connection, handle, messages) = new_multicast_connection(&[MulticastGroup::Link]).unwrap();
-        drop(connection);
-        Interfaces { handle, messages, stale: true, retry_at: None }
+    /// News by a socket that nobody serves.
+    fn dead(stale: bool) -> Interfaces {
+        Interfaces { netlink: Netlink::dead(Interfaces::GROUPS, stale) }
     }
 
     #[tokio::test]
     async fn a_dead_socket_is_replaced() {
-        let mut interfaces = dead();
+        let mut interfaces = dead(true);
         let news = timeout(PAUSE * 5, interfaces.next()).await.unwrap();
         assert!(matches!(&news, News::All(links) if links.iter().any(|link| link.name == "lo")), "{news:?}");
     }
 
     #[tokio::test]
     async fn a_dead_socket_is_replaced_even_if_nobody_waits_for_long() {
-        let mut interfaces = dead();
-        interfaces.stale = false;
+        let mut interfaces = dead(false);
         for _ in 0..100 {
             if let Ok(news) = timeout(PAUSE / 20, interfaces.next()).await {
                 return assert!(matches!(news, News::All(_)), "{news:?}");

@@ -17,6 +17,7 @@ pub mod health;
 pub mod interfaces;
 pub mod kernel;
 pub mod metrics;
+mod netlink;
 pub mod output;
 pub mod plan;
 pub mod progress;
