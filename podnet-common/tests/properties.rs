@@ -16,22 +16,8 @@ use podnet_common::verdict::{Reason, Verdict};
 use podnet_common::wire::{Endpoint, Family, Protocol};
 use proptest::prelude::*;
 use support::arbitrary::{families, worlds};
+use support::verdicts::{DROPS, REFUSALS};
 use support::*;
-
-/// Why a packet is dropped.
-const DROPS: [Reason; 9] = [
-    Reason::BackendGone,
-    Reason::Collision,
-    Reason::FlowTableFull,
-    Reason::NoneLocal,
-    Reason::TooManyRefusals,
-    Reason::SourceRange,
-    Reason::Unassigned,
-    Reason::NoRoute,
-    Reason::SourcePorts,
-];
-/// Why its sender gets an answer in its place.
-const REFUSALS: [Reason; 3] = [Reason::NoEndpoints, Reason::NoPort, Reason::BackendGone];
 
 proptest! {
     #![proptest_config(cases(1500))]

@@ -9,8 +9,7 @@ use std::path::Path;
 
 use aya::maps::MapData;
 use nix::libc;
-use podnet_common::abi::{self, ServiceName};
-use podnet_common::abi::{FRAGMENT_ENTRIES, Program};
+use podnet_common::abi::{self, FRAGMENT_ENTRIES, Program, ServiceName};
 use podnet_common::affinity::{Affinity, AffinityKey};
 use podnet_common::conntrack::{Flow, Tuple};
 use podnet_common::filter::FILTER_WORDS;
