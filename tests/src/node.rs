@@ -40,12 +40,14 @@ impl Node {
             "net/ipv6/conf/default/accept_dad=0",
         ])?;
         lab.plug_in(&place.netns)?;
+        // A bridge without an address of its own takes the lowest of its ports: with each pod that comes, the
+        // gateway's may change under the others, who go on sending to the one that they know.
         let mut lines = format!(
             "addr add 172.18.0.{index}/24 dev eth0\n\
              addr add fd00:172:18::{index:x}/64 dev eth0 nodad\n\
              route add default via {GATEWAY_V4}\n\
              route add default via {GATEWAY_V6}\n\
-             link add cni0 type bridge\n\
+             link add cni0 address 0a:58:0a:f4:{index:02x}:01 type bridge\n\
              link set cni0 up\n\
              addr add 10.244.{index}.1/25 dev cni0\n\
              addr add fd00:10:244:{index:x}::1/80 dev cni0 nodad\n"
