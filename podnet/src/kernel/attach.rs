@@ -365,9 +365,14 @@ pub(super) fn program_mut<'a, P>(ebpf: &'a mut Ebpf, name: &'static str) -> Resu
 where
     &'a mut P: TryFrom<&'a mut aya::programs::Program, Error = ProgramError>,
 {
-    let source = || ProgramError::IOError(io::Error::other("it is not in the object"));
-    let program = ebpf.program_mut(name).ok_or_else(|| Error::Load { program: name, source: source() })?;
+    let program =
+        ebpf.program_mut(name).ok_or_else(|| Error::Load { program: name, source: not_in_the_object() })?;
     program.try_into().map_err(|source| Error::Load { program: name, source })
+}
+
+/// What is said of a program that the object should have.
+pub(super) fn not_in_the_object() -> ProgramError {
+    ProgramError::IOError(io::Error::other("it is not in the object"))
 }
 
 #[cfg(test)]

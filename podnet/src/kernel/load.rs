@@ -1,15 +1,20 @@
 //! Loading the programs, and making or adopting the maps they work on.
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+use std::thread;
 
 use aya::maps::{MapData, ProgramArray};
-use aya::programs::{CgroupSockAddr, SchedClassifier};
+use aya::programs::{CgroupSockAddr, Program, ProgramError, SchedClassifier};
 use aya::{Ebpf, EbpfLoader, include_bytes_aligned};
 use podnet_common::abi;
 use podnet_common::network::ServiceNetworks;
 
-use super::attach::{self, INTERFACE_PROGRAMS, NEXT_PROGRAMS, Pin, SOCKET_PROGRAMS, Side, program_mut};
+use super::attach::{
+    self, INTERFACE_PROGRAMS, NEXT_PROGRAMS, Pin, SOCKET_PROGRAMS, Side, not_in_the_object, program_mut,
+};
 use super::error::Error;
 use super::filter::Filter;
 use super::pins::Pins;
@@ -162,11 +167,44 @@ impl Dataplane {
 /// Has the kernel verify the programs at interfaces.
 pub(super) fn load_interface_programs(ebpf: &mut Ebpf) -> Result<(), Error> {
     let next = NEXT_PROGRAMS.iter().map(|(_, name)| *name);
-    for name in INTERFACE_PROGRAMS.into_iter().chain(next) {
-        let program: &mut SchedClassifier = program_mut(ebpf, name)?;
-        program.load().map_err(|source| Error::Load { program: name, source })?;
+    let names: Vec<_> = INTERFACE_PROGRAMS.into_iter().chain(next).collect();
+    load_programs(ebpf, &names, SchedClassifier::load)
+}
+
+/// Has the kernel verify the programs `names` by `load`, on all cores: each is verified for itself, and that is
+/// nearly all of an agent's start.
+fn load_programs<P>(
+    ebpf: &mut Ebpf,
+    names: &[&'static str],
+    load: impl Fn(&mut P) -> Result<(), ProgramError> + Sync,
+) -> Result<(), Error>
+where
+    P: Send,
+    for<'a> &'a mut P: TryFrom<&'a mut Program, Error = ProgramError>,
+{
+    let failed = |name| move |source| Error::Load { program: name, source };
+    let mut programs: BTreeMap<String, &mut Program> =
+        ebpf.programs_mut().map(|(name, program)| (name.to_owned(), program)).collect();
+    let mut found = Vec::with_capacity(names.len());
+    for &name in names {
+        let program = programs.remove(name).ok_or_else(|| failed(name)(not_in_the_object()))?;
+        found.push((name, <&mut P>::try_from(program).map_err(failed(name))?));
     }
-    Ok(())
+    let queue = Mutex::new(found);
+    let next = || queue.lock().unwrap_or_else(PoisonError::into_inner).pop();
+    let work = || {
+        while let Some((name, program)) = next() {
+            load(program).map_err(failed(name))?;
+        }
+        Ok(())
+    };
+    let threads = thread::available_parallelism().map_or(1, usize::from).min(names.len());
+    thread::scope(|scope| {
+        let workers: Vec<_> = (0..threads).map(|_| scope.spawn(work)).collect();
+        workers
+            .into_iter()
+            .try_for_each(|worker| worker.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
+    })
 }
 
 /// Puts the programs that those at interfaces leave packets to where they find them.
@@ -187,11 +225,7 @@ fn install_next_programs(ebpf: &mut Ebpf) -> Result<(), Error> {
 
 /// Has the kernel verify the programs at sockets.
 pub(super) fn load_socket_programs(ebpf: &mut Ebpf) -> Result<(), Error> {
-    for name in SOCKET_PROGRAMS {
-        let program: &mut CgroupSockAddr = program_mut(ebpf, name)?;
-        program.load().map_err(|source| Error::Load { program: name, source })?;
-    }
-    Ok(())
+    load_programs(ebpf, &SOCKET_PROGRAMS, CgroupSockAddr::load)
 }
 
 /// Loads the object with the settings' map sizes and variables.
