@@ -93,7 +93,8 @@ pub fn categorize(candidates: &[Candidate<'_>], here: Place<'_>, wanted: Wanted)
         let in_cluster = if any_ready { it.ready && it.is_for(hint) } else { it.last_resort() };
         let in_local = it.local && if any_local_ready { it.ready } else { it.last_resort() };
         let flags = [
-            (BackendFlags::SERVING, it.serving),
+            // Or what a ready endpoint was given would be taken from it.
+            (BackendFlags::SERVING, it.ready || it.serving),
             (BackendFlags::LOCAL, it.local),
             (BackendFlags::IN_CLUSTER, wanted.cluster && in_cluster),
             (BackendFlags::IN_LOCAL, wanted.local && in_local),
@@ -328,6 +329,13 @@ mod tests {
         let flags = categorize(&candidates, NOWHERE, LOCAL).flags;
         assert_eq!(flags[0], BackendFlags::PRESENT.with(BackendFlags::LOCAL));
         assert_eq!(flags[1], BackendFlags::PRESENT.with(BackendFlags::SERVING));
+    }
+
+    #[test]
+    fn endpoints_that_are_ready_serve_whatever_is_said_besides() {
+        let odd = Given { serving: false, ..ready(1) };
+        let flags = categorize(&[odd.candidate()], NOWHERE, CLUSTER).flags;
+        assert_eq!(flags[0], BackendFlags::PRESENT.with(BackendFlags::SERVING).with(BackendFlags::IN_CLUSTER));
     }
 
     #[test]
