@@ -335,7 +335,10 @@ mod tests {
     fn endpoints_that_are_ready_serve_whatever_is_said_besides() {
         let odd = Given { serving: false, ..ready(1) };
         let flags = categorize(&[odd.candidate()], NOWHERE, CLUSTER).flags;
-        assert_eq!(flags[0], BackendFlags::PRESENT.with(BackendFlags::SERVING).with(BackendFlags::IN_CLUSTER));
+        assert_eq!(
+            flags[0],
+            BackendFlags::PRESENT.with(BackendFlags::SERVING).with(BackendFlags::IN_CLUSTER)
+        );
     }
 
     #[test]
