@@ -30,7 +30,7 @@ pub(crate) struct Test {
     /// How long each comparison with kube-proxy goes on.
     #[arg(long, value_name = "SECONDS", default_value_t = 45)]
     parity_seconds: u32,
-    /// The seed of the first history that podnet and kube-proxy are compared by, if it is to be a certain one.
+    /// The seed of the first history that podnet and kube-proxy are compared by, if not the usual one.
     #[arg(long, value_name = "SEED")]
     parity_seed: Option<u64>,
 }
