@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
+use std::{env, thread};
 
 use etherparse::PacketBuilder;
 use podnet::changes::{Capacity, Changes, Snapshot};
@@ -323,6 +324,7 @@ fn differs(scope: &Scope, history: &[Step], misled: bool) -> Option<String> {
     None
 }
 
+/// Goes through as many histories.
 fn compare(cases: u32, misled: bool) -> Result<(), TestError<Vec<Step>>> {
     let scope = if misled { Scope::plain() } else { Scope::compared() };
     let mut runner = TestRunner::new(Config { cases, failure_persistence: None, ..Config::default() });
@@ -332,13 +334,22 @@ fn compare(cases: u32, misled: bool) -> Result<(), TestError<Vec<Step>>> {
     })
 }
 
+/// `PODNET_HISTORIES` says through how many; without it, few.
 #[test]
 fn semantics_hold_in_memory() {
-    match compare(60, false) {
-        Ok(()) => {}
-        Err(TestError::Fail(difference, history)) => panic!("after {history:?}\n{difference}"),
-        Err(error) => panic!("{error}"),
-    }
+    let histories: u32 = env::var("PODNET_HISTORIES").map_or(60, |text| text.parse().expect("a number"));
+    let threads =
+        thread::available_parallelism().map_or(1, |threads| u32::try_from(threads.get()).unwrap_or(1));
+    thread::scope(|scope| {
+        for _ in 0..threads {
+            scope.spawn(|| match compare(histories.div_ceil(threads), false) {
+                Ok(()) => {}
+                Err(TestError::Fail(difference, history)) => panic!("after {history:?}\n{difference}"),
+                Err(error) => panic!("{error}"),
+            });
+        }
+    });
+    println!("{histories} histories, 0 differences");
 }
 
 /// The test can fail, and says why in few words.
