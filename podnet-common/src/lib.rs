@@ -28,6 +28,7 @@ mod ip;
 pub mod limit;
 pub mod nat;
 pub mod network;
+pub mod origin;
 pub mod packet;
 pub mod reject;
 pub mod route;

@@ -6,32 +6,22 @@
 use crate::conntrack::{Direction, Flow, REFRESH, State, Time, Tuple, Way};
 use crate::filter::Place;
 use crate::fragment::{self, Fragment, FragmentKey, FragmentPorts};
-use crate::frame::{Frame, Mac};
+use crate::frame::Frame;
 use crate::icmp;
 use crate::nat;
+use crate::origin::{origin, reserve, taken};
 use crate::packet::{self, Packet, TcpFlags};
 use crate::reject;
 use crate::sctp;
-use crate::select::{Choice, Nobody, Side, select};
-use crate::service::{BackendFlags, Frontend, FrontendFlags, FrontendKey, FrontendKind};
+use crate::select::{Nobody, Side, select};
+use crate::service::{BackendFlags, Frontend, FrontendFlags, FrontendKey};
 use crate::tables::{InsertError, Overwrite, Tables};
 use crate::verdict::{Reason, Verdict};
 use crate::wire::{Addr, Be16, Endpoint, Family, Protocol};
 
-/// How many source ports are tried for a client whose own is taken at the chosen backend, or that gets
-/// one of the node's.
-const SOURCE_PORTS: usize = 4;
-/// How long the flow must have been idle whose source port is given to another when none is free.
-const IDLE: u32 = Time::seconds(60);
-
-/// The source ports of masqueraded flows: above those that Linux gives to sockets (`ip_local_port_range`,
-/// 32768 to 60999), and kept from being bound to by `ip_local_reserved_ports`, which the agent sets.
-pub const MASQUERADE_PORTS: core::ops::RangeInclusive<u16> = FIRST_PORT..=u16::MAX;
-const FIRST_PORT: u16 = 61_000;
-
 /// Who sends the packets that come to a hook.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Sender {
+pub(crate) enum Sender {
     /// A pod of this node.
     Pod,
     /// A pod's socket that was led to a backend which no longer serves.
@@ -50,7 +40,7 @@ impl Sender {
         }
     }
 
-    const fn way(self) -> Way {
+    pub(crate) const fn way(self) -> Way {
         match self {
             Self::Pod | Self::Led => Way::POD,
             Self::Net => Way::OUTSIDE,
@@ -468,156 +458,6 @@ fn begin<F: Frame, T: Tables>(
         },
         Err(InsertError::Full) => Verdict::Drop(Reason::FlowTableFull),
     }
-}
-
-/// Whom the backend is to see as the client of a flow.
-struct Origin {
-    addr: Addr,
-    way: Way,
-    state: State,
-    mac: Mac,
-}
-
-/// The address by which the backend is to know the client.
-#[inline(always)]
-fn origin<F: Frame, T: Tables>(
-    frame: &F,
-    tables: &T,
-    packet: &Packet,
-    frontend: &Frontend,
-    choice: &Choice,
-    sender: Sender,
-) -> Result<Origin, Reason> {
-    let (client, service) = (packet.tuple.source(), packet.tuple.destination());
-    if matches!(sender, Sender::Pod | Sender::Led) && choice.endpoint.addr == client.addr {
-        // A pod that reaches itself sees the Service's address as its peer: its answer then leaves the pod
-        // and can be translated back.
-        return Ok(Origin {
-            addr: service.addr,
-            way: Way::POD,
-            state: State::new(true),
-            mac: Mac::default(),
-        });
-    }
-    // Answers to a client outside come by this node only if the backend is on it; and ClusterIPs are the
-    // cluster's own (semantics of kube-proxy's detectLocalMode).
-    let masquerade = match sender {
-        Sender::Pod | Sender::Led => frontend.flags.has(FrontendFlags::MASQUERADE),
-        Sender::Net => {
-            frontend.flags.has(FrontendFlags::MASQUERADE)
-                || frontend.kind == FrontendKind::CLUSTER_IP
-                || !choice.local
-        }
-        Sender::Node => false,
-    };
-    if !masquerade {
-        let mac =
-            if sender == Sender::Node { frame.load(6).ok_or(Reason::Truncated)? } else { Mac::default() };
-        let state = State::new(false);
-        let state = if sender == Sender::Led { state.sent_at_once() } else { state };
-        return Ok(Origin { addr: client.addr, way: sender.way(), state, mac });
-    }
-    let to = Tuple::between(client, choice.endpoint, packet.tuple.protocol());
-    let out = match tables.way_out(&to) {
-        Some(out) => out,
-        // The backend has this node's own address: its answers pass here anyway.
-        None if choice.local => {
-            let mac = Mac::default();
-            return Ok(Origin { addr: client.addr, way: sender.way(), state: State::new(false), mac });
-        }
-        None => return Err(Reason::NoRoute),
-    };
-    Ok(Origin { addr: out.source, way: Way::MASQUERADE, state: State::new(false), mac: Mac::default() })
-}
-
-/// Takes a tuple towards the chosen backend whose replies belong to this flow alone, by writing the entry
-/// of the replies; the tuple and the forward entry, which is still to be written.
-///
-/// The client's own port is taken at the backend when the client reaches the same backend through another
-/// Service from the same port; the flow then gets another source port, as the kernel's NAT would do. A
-/// masqueraded flow gets one of the node's; when all that are tried are in use, that of the flow among them
-/// which has been idle for the longest time.
-#[inline(always)]
-fn reserve<T: Tables>(
-    tables: &mut T,
-    packet: &Packet,
-    choice: &Choice,
-    origin: &Origin,
-    now: Time,
-) -> Result<(Tuple, Flow), Reason> {
-    let (client, protocol) = (packet.tuple.source(), packet.tuple.protocol());
-    // A socket of the node may reach the same backend directly, and has its port from the kernel.
-    let masquerade = matches!(origin.way, Way::MASQUERADE | Way::NODE);
-    let state = origin.state.after(packet.flags);
-    let interface = tables.interface();
-    let mut port = if masquerade { masquerade_port(tables.random()) } else { client.port };
-    // The port of the flow that was idle for longest, and since when.
-    let (mut idle, mut since) = (port, now);
-    let mut collided = false;
-    for _ in 0..SOURCE_PORTS {
-        let to = Tuple::between(Endpoint { addr: origin.addr, port }, choice.endpoint, protocol);
-        let replies = to.reply();
-        let forward = Flow::new(&to, choice.backend, state, now).on(origin.way, interface, origin.mac);
-        let entry = forward.other(&packet.tuple, state, now);
-        let overwrite = match tables.flow(&replies) {
-            None => Overwrite::No,
-            Some(other) if taken(&other, &packet.tuple, now) => {
-                collided = true;
-                if other.seen < since {
-                    (idle, since) = (port, other.seen);
-                }
-                let drawn = tables.random();
-                port = if masquerade { masquerade_port(drawn) } else { any_port(drawn) };
-                continue;
-            }
-            Some(_) => Overwrite::Yes,
-        };
-        match tables.insert_flow(&replies, &entry, overwrite) {
-            Ok(()) => return Ok((to, forward)),
-            Err(InsertError::Full) => return Err(Reason::FlowTableFull),
-            // Another CPU was faster; the next round sees whose it is.
-            Err(InsertError::Exists) => {}
-        }
-    }
-    if !masquerade || !collided {
-        return Err(Reason::Collision);
-    }
-    if now.since(since) < IDLE {
-        return Err(Reason::SourcePorts);
-    }
-    let to = Tuple::between(Endpoint { addr: origin.addr, port: idle }, choice.endpoint, protocol);
-    let replies = to.reply();
-    if let Some(other) = tables.flow(&replies) {
-        // Without its forward entry nothing of the other flow comes through by this port any more.
-        tables.remove_flow(&other.to(protocol).reply());
-    }
-    let forward = Flow::new(&to, choice.backend, state, now).on(origin.way, interface, origin.mac);
-    match tables.insert_flow(&replies, &forward.other(&packet.tuple, state, now), Overwrite::Yes) {
-        Ok(()) => Ok((to, forward)),
-        Err(_) => Err(Reason::FlowTableFull),
-    }
-}
-
-/// One of the node's ports for masqueraded flows, by chance.
-#[inline(always)]
-#[expect(clippy::cast_possible_truncation, reason = "less than 2^16, and less than the number of ports")]
-const fn masquerade_port(drawn: u32) -> Be16 {
-    const PORTS: u64 = u16::MAX as u64 - FIRST_PORT as u64 + 1;
-    Be16::new(FIRST_PORT + ((drawn as u64 * PORTS) >> 32) as u16)
-}
-
-/// One of the upper half of all ports, by chance.
-#[inline(always)]
-#[expect(clippy::cast_possible_truncation, reason = "any 15 bits")]
-const fn any_port(drawn: u32) -> Be16 {
-    Be16::new(0x8000 | drawn as u16)
-}
-
-/// Whether an entry for replies belongs to a living flow other than that of `tuple`.
-#[inline(always)]
-fn taken(entry: &Flow, tuple: &Tuple, now: Time) -> bool {
-    let protocol = tuple.protocol();
-    entry.alive(protocol, now) && !entry.state.closed() && entry.to(protocol) != tuple.reply()
 }
 
 /// Makes of a packet the refusal that its sender, on `way`, gets.

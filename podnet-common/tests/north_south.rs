@@ -6,7 +6,8 @@ mod support;
 use podnet_common::conntrack::{Time, Tuple};
 use podnet_common::host::{HostTables, route_all};
 use podnet_common::network::{Network, ServiceNetworks, Source};
-use podnet_common::route::{Hook, MASQUERADE_PORTS};
+use podnet_common::origin::MASQUERADE_PORTS;
+use podnet_common::route::Hook;
 use podnet_common::service::{
     Backend, BackendFlags, BackendId, Frontend, FrontendFlags, FrontendKey, FrontendKind, ServiceId,
     SlotRange,

@@ -5,7 +5,7 @@ use std::io;
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 
-use podnet_common::route::MASQUERADE_PORTS;
+use podnet_common::origin::MASQUERADE_PORTS;
 
 use super::error::Error;
 
