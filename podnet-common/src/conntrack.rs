@@ -57,6 +57,12 @@ impl Tuple {
         Endpoint { addr: self.destination, port: self.destination_port }
     }
 
+    /// Has the packet go to another port.
+    #[inline(always)]
+    pub(crate) const fn set_destination_port(&mut self, port: Be16) {
+        self.destination_port = port;
+    }
+
     /// The transport protocol.
     #[inline(always)]
     pub const fn protocol(&self) -> Protocol {

@@ -13,7 +13,7 @@ use crate::wire::{Addr, Be16, Endpoint};
 
 /// How many source ports are tried for a client whose own is taken at the chosen backend, or that gets
 /// one of the node's.
-const SOURCE_PORTS: usize = 4;
+const SOURCE_PORTS: usize = 16;
 /// How long the flow must have been idle whose source port is given to another when none is free.
 const IDLE: u32 = Time::seconds(60);
 
@@ -97,57 +97,68 @@ pub(crate) fn reserve<T: Tables>(
     origin: &Origin,
     now: Time,
 ) -> Result<(Tuple, Flow), Reason> {
-    let (client, protocol) = (packet.tuple.source(), packet.tuple.protocol());
-    // A socket of the node may reach the same backend directly, and has its port from the kernel.
-    let masquerade = matches!(origin.way, Way::MASQUERADE | Way::NODE);
+    let protocol = packet.tuple.protocol();
     let state = origin.state.after(packet.flags);
     let interface = tables.interface();
-    let mut port = if masquerade { masquerade_port(tables.random()) } else { client.port };
-    // The port of the flow that was idle for longest, and since when.
-    let (mut idle, mut since) = (port, now);
-    let mut collided = false;
-    for _ in 0..SOURCE_PORTS {
-        let to = Tuple::between(Endpoint { addr: origin.addr, port }, choice.endpoint, protocol);
-        let replies = to.reply();
+    // A socket of the node may reach the same backend directly, and has its port from the kernel.
+    let masquerade = matches!(origin.way, Way::MASQUERADE | Way::NODE);
+    let port = if masquerade { masquerade_port(tables.random()) } else { packet.tuple.source().port };
+    let mut replies = Tuple::between(choice.endpoint, Endpoint { addr: origin.addr, port }, protocol);
+    // Nearly always the first port is free, which the attempt itself tells.
+    let mut overwrite = Overwrite::No;
+    for attempt in 0..2 {
+        let to = replies.reply();
         let forward = Flow::new(&to, choice.backend, state, now).on(origin.way, interface, origin.mac);
-        let entry = forward.other(&packet.tuple, state, now);
-        let overwrite = match tables.flow(&replies) {
-            None => Overwrite::No,
-            Some(other) if taken(&other, &packet.tuple, now) => {
-                collided = true;
-                if other.seen < since {
-                    (idle, since) = (port, other.seen);
-                }
-                let drawn = tables.random();
-                port = if masquerade { masquerade_port(drawn) } else { any_port(drawn) };
-                continue;
-            }
-            Some(_) => Overwrite::Yes,
-        };
-        match tables.insert_flow(&replies, &entry, overwrite) {
+        match tables.insert_flow(&replies, &forward.other(&packet.tuple, state, now), overwrite) {
             Ok(()) => return Ok((to, forward)),
             Err(InsertError::Full) => return Err(Reason::FlowTableFull),
-            // Another CPU was faster; the next round sees whose it is.
+            Err(InsertError::Exists) if attempt == 0 => {
+                overwrite = search(tables, &mut replies, &packet.tuple, masquerade, now)?;
+            }
+            // Another CPU was faster.
             Err(InsertError::Exists) => {}
         }
     }
-    if !masquerade || !collided {
+    Err(Reason::Collision)
+}
+
+/// Gives `replies`, the tuple of the replies to the flow of `client`, a port of the client's that it can have;
+/// and whether there is an entry to be overwritten.
+#[inline(always)]
+fn search<T: Tables>(
+    tables: &mut T,
+    replies: &mut Tuple,
+    client: &Tuple,
+    masquerade: bool,
+    now: Time,
+) -> Result<Overwrite, Reason> {
+    // The port of the flow that was idle for longest, and since when.
+    let (mut idle, mut since) = (Be16::new(0), now);
+    for _ in 0..SOURCE_PORTS {
+        match tables.flow(replies) {
+            None => return Ok(Overwrite::No),
+            Some(other) if taken(&other, client, now) => {
+                if other.seen < since {
+                    (idle, since) = (replies.destination().port, other.seen);
+                }
+            }
+            Some(_) => return Ok(Overwrite::Yes),
+        }
+        let drawn = tables.random();
+        replies.set_destination_port(if masquerade { masquerade_port(drawn) } else { any_port(drawn) });
+    }
+    if !masquerade {
         return Err(Reason::Collision);
     }
     if now.since(since) < IDLE {
         return Err(Reason::SourcePorts);
     }
-    let to = Tuple::between(Endpoint { addr: origin.addr, port: idle }, choice.endpoint, protocol);
-    let replies = to.reply();
-    if let Some(other) = tables.flow(&replies) {
+    replies.set_destination_port(idle);
+    if let Some(other) = tables.flow(replies) {
         // Without its forward entry nothing of the other flow comes through by this port any more.
-        tables.remove_flow(&other.to(protocol).reply());
+        tables.remove_flow(&other.to(replies.protocol()).reply());
     }
-    let forward = Flow::new(&to, choice.backend, state, now).on(origin.way, interface, origin.mac);
-    match tables.insert_flow(&replies, &forward.other(&packet.tuple, state, now), Overwrite::Yes) {
-        Ok(()) => Ok((to, forward)),
-        Err(_) => Err(Reason::FlowTableFull),
-    }
+    Ok(Overwrite::Yes)
 }
 
 /// One of the node's ports for masqueraded flows, by chance.

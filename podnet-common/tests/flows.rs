@@ -423,7 +423,7 @@ fn when_no_free_port_is_found_the_packet_is_dropped() {
             let service = service(cast.family, 10 + n, 443);
             cast.tables.serve(service, cast.protocol, [backend]);
             // The choice of a backend, then of ports: the one that the first Service's flow does not have.
-            cast.tables.drawn = [0, 1, 1, 1, 1].into();
+            cast.tables.drawn = std::iter::once(0).chain([1; 16]).collect();
             let sent = opening(client, service, cast.protocol);
             let mut frame = sent.clone();
             let verdict = from_pod(&mut frame, &mut cast.tables);

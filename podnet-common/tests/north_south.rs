@@ -164,7 +164,7 @@ fn masqueraded_clients_do_not_share_a_source_port() {
 #[test]
 fn a_source_port_in_use_is_taken_from_an_idle_flow_only() {
     for mut cast in casts() {
-        let same_port = |cast: &mut Cast| cast.tables.drawn.extend([0; 5]);
+        let same_port = |cast: &mut Cast| cast.tables.drawn.extend([0; 17]);
         let first = cast.client;
         cast.draw(REMOTE);
         same_port(&mut cast);

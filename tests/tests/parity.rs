@@ -324,7 +324,7 @@ fn draws(hook: Hook, frame: &Vec<u8>, tables: &HostTables, flows: &HashMap<Tuple
     std::iter::once(Vec::new())
         .chain(slots)
         .map(|mut draws| {
-            draws.extend([port; 5]);
+            draws.extend([port; 17]);
             draws
         })
         .collect()
