@@ -24,11 +24,15 @@ pub fn hop<F: Frame>(frame: &mut F, family: Family) -> Option<()> {
             frame.store(ETHERNET + 10, Delta::NONE.word(before, after).apply(field))
         }
         Family::V6 => {
-            let limit: u8 = frame.load(ETHERNET + 7)?;
-            if limit < 2 {
+            // The second byte; the first one says what follows.
+            let before: Be16 = frame.load(ETHERNET + 6)?;
+            if before.get() & 0xff < 2 {
                 return None;
             }
-            frame.store(ETHERNET + 7, limit - 1)
+            let after = Be16::new(before.get() - 1);
+            frame.store(ETHERNET + 6, after)?;
+            frame.note_change(Delta::NONE.word(before, after));
+            Some(())
         }
     }
 }

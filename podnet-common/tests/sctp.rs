@@ -5,18 +5,16 @@ mod support;
 
 use crc::{CRC_32_ISCSI, Crc};
 use etherparse::{IpFragOffset, IpHeaders, IpNumber, Ipv6FragmentHeader, Ipv6RawExtHeader, PacketBuilder};
-use podnet_common::checksum::Delta;
 use podnet_common::conntrack::Tuple;
 use podnet_common::fragment;
-use podnet_common::frame::{Frame, L4Patch};
 use podnet_common::packet::{self, ETHERNET, IPV4, IPV6, TcpFlags};
 use podnet_common::sctp::{self, Chunk};
 use podnet_common::verdict::Reason;
 use podnet_common::wire::{Family, Protocol};
 use proptest::prelude::*;
 use support::arbitrary::families;
+use support::summed::{Summed, sum};
 use support::*;
-use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 const CRC32C: Crc<u32> = Crc::<u32>::new(&CRC_32_ISCSI);
 
@@ -76,43 +74,6 @@ fn pairs() -> impl Strategy<Value = (Tuple, Tuple)> {
     families().prop_flat_map(|family| (tuples(family), tuples(family)))
 }
 
-/// A frame that follows the sum over its bytes, as a device may have left it to the kernel.
-#[derive(Clone)]
-struct Summed {
-    bytes: Vec<u8>,
-    change: Delta,
-}
-
-impl Frame for Summed {
-    fn load<T: FromBytes + Immutable + Copy>(&self, offset: usize) -> Option<T> {
-        self.bytes.load(offset)
-    }
-
-    fn store<T: IntoBytes + Immutable + Copy>(&mut self, offset: usize, value: T) -> Option<()> {
-        self.bytes.store(offset, value)
-    }
-
-    fn patch_l4(&mut self, patch: &L4Patch) -> Option<()> {
-        self.bytes.patch_l4(patch)
-    }
-
-    fn note_change(&mut self, change: Delta) {
-        self.change = self.change.and(change);
-    }
-
-    fn resize(&mut self, len: usize) -> Option<()> {
-        Frame::resize(&mut self.bytes, len)
-    }
-}
-
-/// The ones' complement sum over what is behind the Ethernet header.
-fn sum(frame: &[u8]) -> u64 {
-    frame[ETHERNET..]
-        .chunks(2)
-        .map(|word| u64::from(u16::from_ne_bytes([word[0], word.get(1).copied().unwrap_or(0)])))
-        .sum()
-}
-
 proptest! {
     #![proptest_config(cases(1000))]
 
@@ -127,7 +88,7 @@ proptest! {
         prop_assert_eq!(parsed.tuple, from);
         prop_assert_eq!(parsed.flags, Chunk(chunks[0]).flags());
 
-        let mut frame = Summed { bytes: sent.clone(), change: Delta::NONE };
+        let mut frame = Summed::new(sent.clone());
         prop_assert_eq!(sctp::rewrite(&mut frame, &parsed, &to), Some(()));
         prop_assert_eq!(&frame.bytes, &frame_of(&to, &packet_of(&to, &chunks), dress));
         // The sum, less what was noted, is what it was.

@@ -4,11 +4,13 @@ mod support;
 
 use etherparse::{IpHeaders, IpNumber, Ipv6Extensions, Ipv6RawExtHeader};
 use podnet_common::host::HostTables;
+use podnet_common::nat;
 use podnet_common::packet::ETHERNET;
 
 use podnet_common::verdict::{Reason, Verdict};
 use podnet_common::wire::{Endpoint, Family, Protocol};
 use proptest::prelude::*;
+use support::summed::{Summed, sum};
 use support::*;
 
 fn tables(service: Endpoint, protocol: Protocol, backend: Endpoint) -> HostTables {
@@ -21,6 +23,20 @@ fn tables(service: Endpoint, protocol: Protocol, backend: Endpoint) -> HostTable
 fn udp_checksum(family: Family, frame: &[u8]) -> u16 {
     let at = ETHERNET + if family == Family::V4 { 20 } else { 40 } + 6;
     u16::from_be_bytes([frame[at], frame[at + 1]])
+}
+
+/// IPv4's header checksum makes up for a hop that is counted; nothing in an IPv6 packet does.
+#[test]
+fn the_sum_of_a_frame_is_that_after_a_hop() {
+    for (family, protocol) in KINDS {
+        let sent = data(pod(family, 1, 40000), pod(family, 2, 8080), protocol);
+        let mut frame = Summed::new(sent.clone());
+        assert_eq!(nat::hop(&mut frame, family), Some(()));
+        assert_ne!(frame.bytes, sent);
+        assert!(read(&frame.bytes).is_ok());
+        let noted = sum(&sent) + u64::from(frame.change.wide());
+        assert_eq!(noted % 0xffff, sum(&frame.bytes) % 0xffff, "{family:?}");
+    }
 }
 
 #[test]

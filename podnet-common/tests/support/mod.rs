@@ -5,6 +5,7 @@
 
 pub(crate) mod arbitrary;
 mod read;
+pub(crate) mod summed;
 pub(crate) mod verdicts;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
