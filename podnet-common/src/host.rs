@@ -302,6 +302,12 @@ impl Tables for HostTables {
         self.fragments.insert(*key, *ports);
     }
 
+    fn note_wait(&mut self, key: &FragmentKey, before: Option<&FragmentPorts>, waiting: &FragmentPorts) {
+        if self.fragments.get(key) == before {
+            self.fragments.insert(*key, *waiting);
+        }
+    }
+
     fn led(&self, destination: Endpoint, protocol: Protocol) -> Option<Peer> {
         self.peer(&PeerKey::new(self.cookie, Known::Backend, destination, protocol))
     }

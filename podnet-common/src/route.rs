@@ -230,7 +230,7 @@ fn later_fragment<F: Frame, T: Tables>(
                 && !waiting.has_waited()
                 && (!waiting.begins_to_wait() || tables.may_wait())
             {
-                tables.remember_fragment(key, &waiting);
+                tables.note_wait(key, known.as_ref(), &waiting);
                 Verdict::Inject(tables.interface(), Reason::FragmentWaits)
             } else {
                 Verdict::Pass(reason)

@@ -92,6 +92,9 @@ pub trait Tables: Services {
     fn fragment(&self, key: &FragmentKey) -> Option<FragmentPorts>;
     /// Remembers it. A table that takes no more costs the packet its other fragments.
     fn remember_fragment(&mut self, key: &FragmentKey, ports: &FragmentPorts);
+    /// Remembers that a fragment waits for the first one, in place of what was known `before`. What somebody else
+    /// has written meanwhile stays: that may be of the first one.
+    fn note_wait(&mut self, key: &FragmentKey, before: Option<&FragmentPorts>, waiting: &FragmentPorts);
     /// The Service that the socket which sends the packet at hand was led away from, if it was led to
     /// `destination`.
     fn led(&self, destination: Endpoint, protocol: Protocol) -> Option<Peer>;

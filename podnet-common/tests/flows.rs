@@ -596,6 +596,9 @@ impl Tables for Raced {
     fn remember_fragment(&mut self, key: &FragmentKey, ports: &FragmentPorts) {
         self.tables.remember_fragment(key, ports);
     }
+    fn note_wait(&mut self, key: &FragmentKey, before: Option<&FragmentPorts>, waiting: &FragmentPorts) {
+        self.tables.note_wait(key, before, waiting);
+    }
     fn led(&self, destination: Endpoint, protocol: Protocol) -> Option<Peer> {
         self.tables.led(destination, protocol)
     }

@@ -15,6 +15,7 @@ use podnet_common::fragment::{self, Fragment, FragmentKey, FragmentPorts};
 use podnet_common::host::HostTables;
 use podnet_common::nat;
 use podnet_common::packet::{self, ETHERNET, IPV4, IPV6};
+use podnet_common::tables::Tables as _;
 use podnet_common::verdict::{Reason, Verdict};
 use podnet_common::wire::{Family, Protocol};
 use proptest::prelude::*;
@@ -318,6 +319,30 @@ fn a_fragment_that_has_come_first_waits_for_the_first_one() {
         assert_eq!(from_pod(&mut first.clone(), &mut tables), Verdict::Translated(Reason::NewFlow));
         let mut frame = later.clone();
         assert_eq!(from_pod(&mut frame, &mut tables), Verdict::Translated(Reason::FollowingFragment));
+    }
+}
+
+/// Another CPU sees the first fragment while this one notes that a later one waits.
+#[test]
+fn a_fragment_that_waits_does_not_hide_the_first_one() {
+    for (family, protocol) in KINDS.into_iter().filter(|(_, protocol)| *protocol == Protocol::UDP) {
+        let (client, at) = (pod(family, 1, 4000), service(family, 1, 53));
+        let frames = cut(family, protocol).frames(&Tuple::between(client, at, protocol));
+        let Ok(Fragment::Later(key)) = fragment::parse(&frames[1]) else { panic!("it is a later one") };
+        for waits in [0, 1, 5] {
+            let mut tables = HostTables::new(1);
+            tables.serve(at, protocol, [pod(family, 2, 5353)]);
+            for _ in 0..waits {
+                let mut frame = frames[1].clone();
+                assert_eq!(from_pod(&mut frame, &mut tables), Verdict::Inject(1, Reason::FragmentWaits));
+            }
+            let known = tables.fragment(&key);
+            let waiting = FragmentPorts::waiting(known.as_ref(), tables.now);
+            assert_eq!(from_pod(&mut frames[0].clone(), &mut tables), Verdict::Translated(Reason::NewFlow));
+            tables.note_wait(&key, known.as_ref(), &waiting);
+            let mut frame = frames[1].clone();
+            assert_eq!(from_pod(&mut frame, &mut tables), Verdict::Translated(Reason::FollowingFragment));
+        }
     }
 }
 

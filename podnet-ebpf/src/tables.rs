@@ -102,6 +102,22 @@ impl Tables for KernelTables<'_, TcContext> {
     }
 
     #[inline(always)]
+    fn note_wait(&mut self, key: &FragmentKey, before: Option<&FragmentPorts>, waiting: &FragmentPorts) {
+        let Some(before) = before else {
+            // As in `remember_fragment`.
+            let _ = FRAGMENTS.insert(key, waiting, u64::from(BPF_NOEXIST));
+            return;
+        };
+        let Some(entry) = FRAGMENTS.get_ptr_mut(key) else { return };
+        // SAFETY: what another CPU writes for the first fragment is an element of its own in this one's place.
+        unsafe {
+            if *entry == *before {
+                *entry = *waiting;
+            }
+        }
+    }
+
+    #[inline(always)]
     fn led(&self, destination: Endpoint, protocol: Protocol) -> Option<Peer> {
         // SAFETY: a helper on this program's own context; 0 if no socket of this machine sends the packet.
         let cookie = unsafe { bpf_get_socket_cookie(self.0.as_ptr()) };
