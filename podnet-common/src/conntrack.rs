@@ -146,7 +146,11 @@ impl State {
     const REPLIED: u8 = 0x01;
     const CLIENT_FIN: u8 = 0x02;
     const BACKEND_FIN: u8 = 0x04;
-    const RESET: u8 = 0x08;
+    const CLIENT_RESET: u8 = 0x08;
+    const BACKEND_RESET: u8 = 0x10;
+    const RESET: u8 = Self::CLIENT_RESET | Self::BACKEND_RESET;
+    /// Of UDP, where nobody has an end to tell: the client has sent again after an answer.
+    const STREAM: u8 = Self::CLIENT_FIN;
     /// The entry is the reply's.
     const REPLY_ENTRY: u8 = 0x40;
     /// Client and backend are the same pod: packets go back out of the interface they came in by.
@@ -212,37 +216,41 @@ impl State {
     /// The state after a packet with `flags` has passed through this entry.
     #[inline(always)]
     #[must_use]
-    pub const fn after(self, flags: TcpFlags) -> Self {
-        let mut bits = self.0;
-        let fin = match self.direction() {
-            Direction::Forward => Self::CLIENT_FIN,
-            Direction::Reply => {
-                bits |= Self::REPLIED;
-                Self::BACKEND_FIN
-            }
-        };
-        if flags.has(TcpFlags::FIN) {
-            bits |= fin;
-        }
-        if flags.has(TcpFlags::RST) {
-            bits |= Self::RESET;
-        }
-        Self(bits)
+    pub fn after(self, flags: TcpFlags) -> Self {
+        // Without branches, of which the kernel's verifier would follow each through all that comes after: what
+        // the backend does has the bit above that of the same from the client.
+        let backend = (self.0 / Self::REPLY_ENTRY) & 1;
+        let bit = |flag: u8| ((flags.0 / flag) & 1) << backend;
+        let reset = Self::CLIENT_RESET << backend;
+        // Who has reset a connection has nothing more to say in it: the reset was not theirs, or it was not
+        // accepted.
+        let holds = (bit(TcpFlags::RST) | bit(TcpFlags::SYN)) * Self::CLIENT_RESET;
+        // All that other protocols send has a flag.
+        let stream = if flags.0 == 0 { self.0 & Self::REPLIED & !backend } else { 0 };
+        Self(
+            self.0 & (!reset | holds)
+                | (bit(TcpFlags::RST) * Self::CLIENT_RESET)
+                | (bit(TcpFlags::FIN) * Self::CLIENT_FIN)
+                | (stream * Self::STREAM)
+                | (backend * Self::REPLIED),
+        )
     }
 
-    /// This entry's state with what `other`, the other entry of the flow, has seen.
+    /// This entry's state with what `other`, the other entry of the flow, has seen: of all that only a reset is
+    /// ever taken back.
     #[inline(always)]
     #[must_use]
     pub const fn with_progress_of(self, other: Self) -> Self {
-        Self(self.0 | other.0 & Self::PROGRESS)
+        Self(self.0 & !Self::RESET | other.0 & Self::PROGRESS)
     }
 
     /// How long the flow is kept without a packet, in units of [`Time`].
     ///
     /// An open or half-closed TCP connection is kept as long as kube-proxy has the kernel keep it
     /// (`nf_conntrack_tcp_timeout_established` 24 h, `..._close_wait` 1 h), UDP and SCTP as long as the kernel does
-    /// (`nf_conntrack_udp_timeout` 30 s, `..._stream` 120 s, `nf_conntrack_sctp_timeout_established` 210 s). One that was never answered or is over goes
-    /// sooner than the kernel's 120 s: its tuple is free for another then.
+    /// (`nf_conntrack_udp_timeout` 30 s, `..._stream` 120 s once a client has sent again after an answer,
+    /// `nf_conntrack_sctp_timeout_established` 210 s). One that was never answered or is over goes sooner than the
+    /// kernel's 120 s: its tuple is free for another then.
     #[inline(always)]
     pub const fn lifetime(self, protocol: Protocol) -> u32 {
         let replied = self.replied();
@@ -253,7 +261,8 @@ impl State {
             Protocol::TCP => Time::seconds(60),
             Protocol::SCTP if self.closed() => Time::seconds(10),
             Protocol::SCTP if replied => Time::seconds(210),
-            _ if replied => Time::seconds(120),
+            Protocol::SCTP => Time::seconds(30),
+            _ if self.0 & Self::STREAM != 0 => Time::seconds(120),
             _ => Time::seconds(30),
         }
     }
@@ -265,7 +274,8 @@ impl fmt::Debug for State {
             (Self::REPLIED, "replied"),
             (Self::CLIENT_FIN, "client-fin"),
             (Self::BACKEND_FIN, "backend-fin"),
-            (Self::RESET, "reset"),
+            (Self::CLIENT_RESET, "client-reset"),
+            (Self::BACKEND_RESET, "backend-reset"),
             (Self::REPLY_ENTRY, "reply-entry"),
             (Self::HAIRPIN, "hairpin"),
             (Self::AT_ONCE, "at-once"),
@@ -412,10 +422,32 @@ mod tests {
     }
 
     #[test]
-    fn a_udp_flow_lives_longer_once_it_was_answered() {
-        let sent = State::new(false).after(TcpFlags::default());
+    fn a_reset_holds_until_who_sent_it_goes_on() {
+        let open = State::new(false).after(SYN);
+        let open = open.with_progress_of(open.opposite().after(ACK));
+        let reset = open.after(RST);
+        assert_eq!(reset.lifetime(Protocol::TCP), Time::seconds(10));
+        let reply = reset.opposite();
+        assert!(reply.after(ACK).closed(), "what the other side has sent before it heard of it");
+        assert!(reset.after(SYN).closed(), "another connection");
+        assert!(reset.after(RST).closed());
+        let on = reset.after(ACK);
+        assert!(!on.closed());
+        assert_eq!(on.lifetime(Protocol::TCP), Time::seconds(86_400));
+        assert!(!reply.with_progress_of(on).closed(), "both entries know");
+        assert!(reply.after(RST).opposite().after(ACK).closed(), "the other side's holds");
+    }
+
+    #[test]
+    fn a_udp_flow_lives_longer_once_its_client_has_sent_again() {
+        let datagram = TcpFlags::default();
+        let sent = State::new(false).after(datagram).after(datagram);
         assert_eq!(sent.lifetime(Protocol::UDP), Time::seconds(30));
-        assert_eq!(sent.opposite().after(TcpFlags::default()).lifetime(Protocol::UDP), Time::seconds(120));
+        let answered = sent.with_progress_of(sent.opposite().after(datagram));
+        assert_eq!(answered.lifetime(Protocol::UDP), Time::seconds(30));
+        let stream = answered.after(datagram);
+        assert_eq!(stream.lifetime(Protocol::UDP), Time::seconds(120));
+        assert!(!stream.closed() && !stream.opposite().after(datagram).closed());
     }
 
     #[test]

@@ -327,12 +327,50 @@ fn flows_end_with_their_lifetimes() {
         cast.tables.wait(29);
         assert_eq!(cast.send(0), (Reason::Established, cast.backends[0]));
         assert_eq!(cast.answer(cast.backends[0], 0).0, Reason::Reply);
+        cast.tables.wait(29);
+        assert_eq!(cast.send(0), (Reason::Established, cast.backends[0]));
         cast.tables.wait(119);
         assert_eq!(cast.send(0), (Reason::Established, cast.backends[0]));
         cast.tables.wait(121);
         assert_eq!(cast.answer(cast.backends[0], 0), (Reason::NotService, cast.backends[0]));
         cast.draw(SECOND);
         assert_eq!(cast.send(0), (Reason::NewFlow, cast.backends[1]), "expired, not moved");
+    }
+}
+
+/// A question and its answer are all that most clients have: its tuple is free for another as soon as with
+/// Linux's own `nf_conntrack_udp_timeout`.
+#[test]
+fn an_answered_datagram_is_remembered_for_half_a_minute() {
+    for mut cast in udp_casts() {
+        cast.draw(FIRST);
+        cast.send(0);
+        assert_eq!(cast.answer(cast.backends[0], 0).0, Reason::Reply);
+        cast.tables.wait(31);
+        assert_eq!(cast.answer(cast.backends[0], 0), (Reason::NotService, cast.backends[0]));
+    }
+}
+
+/// A reset that its receiver does not accept, since it is out of its window, ends nothing (RFC 9293, 3.10.7.4).
+#[test]
+fn a_connection_that_goes_on_after_a_reset_is_kept() {
+    for mut cast in tcp_casts() {
+        cast.open();
+        assert_eq!(cast.send(RST), (Reason::Established, cast.backends[0]));
+        assert_eq!(cast.answer(cast.backends[0], ACK).0, Reason::Reply);
+        assert!(cast.tables.flows[&cast.forward_key()].state.closed(), "what was on its way changes nothing");
+        assert_eq!(cast.send(ACK), (Reason::Established, cast.backends[0]));
+        cast.tables.wait(600);
+        assert_eq!(cast.send(ACK), (Reason::Established, cast.backends[0]));
+
+        assert_eq!(cast.answer(cast.backends[0], RST | ACK).0, Reason::Reply);
+        assert_eq!(cast.answer(cast.backends[0], ACK).0, Reason::Reply);
+        cast.tables.wait(600);
+        assert_eq!(cast.answer(cast.backends[0], ACK).0, Reason::Reply);
+
+        assert_eq!(cast.send(RST).0, Reason::Established);
+        cast.draw(SECOND);
+        assert_eq!(cast.send(SYN), (Reason::NewFlow, cast.backends[1]), "but another one may begin");
     }
 }
 

@@ -171,9 +171,11 @@ fn a_source_port_in_use_is_taken_from_an_idle_flow_only() {
         let mut sent = opening(first, cast.node, cast.protocol);
         assert!(matches!(from_net(&mut sent, &mut cast.tables), Verdict::Forward(..)));
         let source = read(&sent).unwrap().from();
-        // An answer makes the flow live longer than it must have been idle for.
+        // A packet after an answer makes the flow live longer than it must have been idle for.
         let mut answer = frame(cast.backends[REMOTE], source, cast.protocol, SYN | ACK, b"");
         assert!(matches!(from_net(&mut answer, &mut cast.tables), Verdict::Forward(..)));
+        let mut more = data(first, cast.node, cast.protocol);
+        assert!(matches!(from_net(&mut more, &mut cast.tables), Verdict::Forward(..)));
 
         cast.client = outside(cast.family, 10, 50000);
         cast.tables.drawn.clear();

@@ -112,7 +112,10 @@ struct Talk {
     masked: Endpoint,
     replied: bool,
     ends: [bool; 2],
-    reset: bool,
+    /// By the client, and by the backend.
+    resets: [bool; 2],
+    /// Of UDP: the client has sent again after an answer.
+    stream: bool,
     last: Time,
 }
 
@@ -126,7 +129,7 @@ enum Life {
 
 impl Talk {
     fn closed(&self) -> bool {
-        self.protocol == Protocol::TCP && (self.reset || self.ends == [true; 2])
+        self.protocol == Protocol::TCP && (self.resets != [false; 2] || self.ends == [true; 2])
     }
 
     fn life(&self, now: Time) -> Life {
@@ -135,8 +138,8 @@ impl Talk {
             (Protocol::TCP, _) if self.ends != [false; 2] => 3600,
             (Protocol::TCP, true) => 86_400,
             (Protocol::TCP, false) => 60,
-            (_, true) => 120,
-            (_, false) => 30,
+            _ if self.stream => 120,
+            _ => 30,
         };
         match now.since(self.last) {
             age if age <= Time::seconds(seconds - 2) => Life::Alive,
@@ -149,7 +152,13 @@ impl Talk {
         self.last = now;
         if self.protocol == Protocol::TCP {
             self.ends[side] |= flags & FIN != 0;
-            self.reset |= flags & RST != 0;
+            if flags & RST != 0 {
+                self.resets[side] = true;
+            } else if flags & SYN == 0 {
+                self.resets[side] = false;
+            }
+        } else {
+            self.stream |= side == 0 && self.replied;
         }
         self.replied |= side == 1;
     }
@@ -289,7 +298,8 @@ impl Model {
                     masked,
                     replied: false,
                     ends: [false; 2],
-                    reset: false,
+                    resets: [false; 2],
+                    stream: false,
                     last: now,
                 };
                 talk.note(0, flags, now);

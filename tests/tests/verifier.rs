@@ -36,7 +36,7 @@ const BUDGETS: [Budget; 23] = [
     Budget { program: "from_pod_sctp", instructions: 2000, verified: 240_000, stack: 370 },
     Budget { program: "to_pod_sctp", instructions: 1450, verified: 35_000, stack: 350 },
     Budget { program: "from_net_sctp", instructions: 2000, verified: 240_000, stack: 370 },
-    Budget { program: "to_net_sctp", instructions: 1950, verified: 72_000, stack: 360 },
+    Budget { program: "to_net_sctp", instructions: 1950, verified: 125_000, stack: 360 },
     Budget { program: "from_pod_open", instructions: 5400, verified: 320_000, stack: 450 },
     Budget { program: "from_net_open", instructions: 5400, verified: 320_000, stack: 440 },
     Budget { program: "to_net_open", instructions: 5200, verified: 160_000, stack: 430 },
