@@ -35,7 +35,8 @@ pub const AFFINITY: &str = "AFFINITY";
 pub const NAMES: &str = "NAMES";
 /// `index -> u64`, an array: the words of [`filter`](crate::filter).
 pub const FILTER: &str = "FILTER";
-/// `Source -> 1`, a longest-prefix table: the source ranges of service ports that have some.
+/// `Source -> 1`, a longest-prefix table: the source ranges of service ports that have some, and the networks of
+/// the cluster's pods.
 pub const SOURCES: &str = "SOURCES";
 /// `0 -> ServiceNetworks`, an array of one element.
 pub const NETWORKS: &str = "NETWORKS";

@@ -6,7 +6,7 @@ use crate::frame::{Frame, Mac};
 use crate::packet::Packet;
 use crate::route::Sender;
 use crate::select::Choice;
-use crate::service::{Frontend, FrontendFlags, FrontendKind};
+use crate::service::{Frontend, FrontendFlags, FrontendKind, ServiceId};
 use crate::tables::{InsertError, Overwrite, Tables};
 use crate::verdict::Reason;
 use crate::wire::{Addr, Be16, Endpoint};
@@ -54,13 +54,11 @@ pub(crate) fn origin<F: Frame, T: Tables>(
     // Answers to a client outside come by this node only if the backend is on it; and ClusterIPs are the
     // cluster's own (semantics of kube-proxy's detectLocalMode).
     let masquerade = match sender {
-        Sender::Pod | Sender::Led => frontend.flags.has(FrontendFlags::MASQUERADE),
-        Sender::Net => {
-            frontend.flags.has(FrontendFlags::MASQUERADE)
-                || frontend.kind == FrontendKind::CLUSTER_IP
-                || !choice.local
-        }
         Sender::Node => false,
+        _ if frontend.flags.has(FrontendFlags::MASQUERADE) => true,
+        _ if frontend.flags.has(FrontendFlags::POD_NETWORKS) => !tables.admits(ServiceId::PODS, client.addr),
+        Sender::Pod | Sender::Led => false,
+        Sender::Net => frontend.kind == FrontendKind::CLUSTER_IP || !choice.local,
     };
     if !masquerade {
         let mac =

@@ -229,6 +229,9 @@ flags! {
         MASQUERADE = 0x20 "masquerade",
         /// Only the node's own sockets know this address: it is a loopback address.
         LOOPBACK = 0x40 "loopback",
+        /// Connections from outside of the networks [`ServiceId::PODS`] get the node's address as their source,
+        /// and no others (`detectLocalMode`, where addresses tell pods).
+        POD_NETWORKS = 0x80 "pod-networks",
     }
 }
 
@@ -250,6 +253,11 @@ flags! {
 )]
 #[repr(transparent)]
 pub struct ServiceId(pub u32);
+
+impl ServiceId {
+    /// The number of no service port: its source ranges are the networks of the cluster's pods.
+    pub const PODS: Self = Self(0);
+}
 
 /// An index into the backend table. 0 is never given out, so that an unwritten slot names nobody.
 #[derive(

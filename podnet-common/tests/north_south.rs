@@ -104,6 +104,40 @@ fn a_cluster_ip_hides_who_comes_from_outside() {
     }
 }
 
+/// Likewise, where it is addresses that tell pods.
+#[test]
+fn a_cluster_ip_shows_whose_address_is_in_the_pods_networks() {
+    for mut cast in casts() {
+        cast.frontend().kind = FrontendKind::CLUSTER_IP;
+        cast.frontend().flags = FrontendFlags::POD_NETWORKS;
+        let (there, here) = (cast.client, pod(cast.family, 9, 40000));
+        let within = |source: Endpoint| vec![(Source::new(ServiceId::PODS, source.addr), 24)];
+        for backend in [LOCAL, REMOTE] {
+            cast.tables.sources = within(there);
+            cast.tables.flows.clear();
+            let (verdict, seen) = cast.open(backend);
+            assert_eq!(verdict, Verdict::Translated(Reason::NewFlow), "a pod of another node");
+            assert_eq!((seen.from(), seen.to()), (there, cast.backends[backend]));
+            let mut answer = frame(cast.backends[backend], there, cast.protocol, SYN | ACK, b"");
+            assert_eq!(to_net(&mut answer, &mut cast.tables), Verdict::Translated(Reason::Reply));
+            assert_eq!(read(&answer).unwrap().from(), cast.node);
+
+            for (sources, verdict, source) in [
+                (within(there), Verdict::Forward(UPLINK, Reason::NewFlow), cast.node.addr),
+                (within(here), Verdict::Translated(Reason::NewFlow), here.addr),
+            ] {
+                cast.tables.sources = sources;
+                cast.tables.flows.clear();
+                cast.draw(backend);
+                let mut request = opening(here, cast.node, cast.protocol);
+                assert_eq!(from_pod(&mut request, &mut cast.tables), verdict);
+                let seen = read(&request).unwrap();
+                assert_eq!((seen.from().addr, seen.to()), (source, cast.backends[backend]));
+            }
+        }
+    }
+}
+
 #[test]
 fn a_remote_backend_sees_this_node_and_answers_through_it() {
     for mut cast in casts() {

@@ -19,7 +19,7 @@ use crate::admin;
 use crate::cluster::files::Files;
 use crate::cluster::index::Index;
 use crate::cluster::model::{
-    HealthCheck, health_check_ports, service_networks, service_networks_left_out, service_ports,
+    HealthCheck, health_check_ports, pod_networks, service_networks, service_networks_left_out, service_ports,
 };
 use crate::cluster::node::ProxySettings;
 use crate::cluster::object::Key;
@@ -28,7 +28,7 @@ use crate::config::{Datapath, NodePorts, OomScoreAdj};
 use crate::error::Error;
 use crate::events::Events;
 use crate::health::{Health, Moment};
-use crate::interfaces::{Action, Facing, Interfaces, News, Patterns};
+use crate::interfaces::{Action, Facing, Interfaces, News, Patterns, PodInterfaces};
 use crate::kernel::{self, Dataplane, Side};
 use crate::metrics::Metrics;
 use crate::output;
@@ -50,7 +50,7 @@ pub struct Settings {
     /// The kernel's side.
     pub kernel: kernel::Settings,
     /// Which interfaces face pods.
-    pub pod_interfaces: Patterns,
+    pub pod_interfaces: PodInterfaces,
     /// Which others face other machines.
     pub node_interfaces: Patterns,
     /// How this node serves what the cluster wants.
@@ -409,6 +409,7 @@ impl Agent {
 
     fn set_networks(&mut self) {
         self.planner.set_networks(service_networks(&self.index));
+        self.planner.set_pod_networks(pod_networks(&self.index));
         let left_out = service_networks_left_out(&self.index);
         if std::mem::replace(&mut self.networks_left_out, left_out) < left_out {
             warn!(

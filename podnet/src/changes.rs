@@ -1,5 +1,6 @@
 //! What the planner and the kernel's tables tell each other: a snapshot one way, changes the other.
 
+use ipnet::IpNet;
 use podnet_common::abi::ServiceName;
 use podnet_common::network::ServiceNetworks;
 use podnet_common::service::{Backend, BackendId, Frontend, FrontendKey, ServiceId};
@@ -37,6 +38,13 @@ pub struct SourceRange {
     pub length: u8,
 }
 
+impl SourceRange {
+    /// The sources of `service` in `network`.
+    pub fn of(service: ServiceId, network: &IpNet) -> Self {
+        Self { service, addr: network.addr().into(), length: network.prefix_len() }
+    }
+}
+
 /// What the kernel's tables hold.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Snapshot {
@@ -49,7 +57,7 @@ pub struct Snapshot {
     pub backends: Vec<(BackendId, Backend)>,
     /// The service ports' names.
     pub names: Vec<(ServiceId, ServiceName)>,
-    /// All source ranges.
+    /// All source ranges, and the networks of the cluster's pods.
     pub sources: Vec<SourceRange>,
     /// The networks that ClusterIPs are taken from.
     pub networks: ServiceNetworks,

@@ -11,13 +11,14 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Args;
-use ipnet::IpNet;
+use clap::builder::BoolishValueParser;
 use serde_json::Value;
 
 pub use file::{ConfigError, File};
 pub use values::{ClusterCidr, GoDuration, Listen, LocalMode, NodePortAddress, NodePorts, OomScoreAdj};
 
-use crate::cluster::node::ProxySettings;
+use crate::cluster::node::{LocalPods, ProxySettings};
+use crate::interfaces::PodInterfaces;
 use file::is_set;
 
 /// The port of the health server.
@@ -73,6 +74,19 @@ pub struct Options {
         visible_alias = "nodeport-addresses"
     )]
     pub node_port_addresses: Option<NodePorts>,
+
+    /// Have NodePorts at 127.0.0.1 and ::1 too, for the node's own processes
+    #[arg(
+        long,
+        value_name = "BOOL",
+        env = "PODNET_LOCALHOST_NODE_PORTS",
+        visible_alias = "iptables-localhost-nodeports",
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "true",
+        value_parser = BoolishValueParser::new()
+    )]
+    pub localhost_node_ports: Option<bool>,
 
     /// Masquerade all that is sent to cluster IPs
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
@@ -138,6 +152,7 @@ impl Options {
             pod_bridge_interface: self.pod_bridge_interface.or(other.pod_bridge_interface),
             pod_interface_name_prefix: self.pod_interface_name_prefix.or(other.pod_interface_name_prefix),
             node_port_addresses: self.node_port_addresses.or(other.node_port_addresses),
+            localhost_node_ports: self.localhost_node_ports.or(other.localhost_node_ports),
             masquerade_all: self.masquerade_all.or(other.masquerade_all),
             conntrack_tcp_timeout_established: self
                 .conntrack_tcp_timeout_established
@@ -178,14 +193,45 @@ impl Options {
     }
 
     /// How this node, of this name, serves what the cluster wants.
-    pub fn proxy(&self, node: String, localhost_node_ports: bool) -> ProxySettings {
+    pub fn proxy(&self, node: String) -> ProxySettings {
         let (node_port_addresses, localhost) = self.node_ports().settings();
         ProxySettings {
             node,
             node_port_addresses,
-            localhost_node_ports: localhost_node_ports || localhost,
+            localhost_node_ports: self.localhost_node_ports.unwrap_or(false) || localhost,
             masquerade_all: self.masquerade_all.unwrap_or(false),
+            pods: match (self.local_mode(), &self.cluster_cidr) {
+                (LocalMode::ClusterCidr, Some(cidrs)) => LocalPods::Within(cidrs.0.clone()),
+                (LocalMode::NodeCidr, _) => LocalPods::OfNode,
+                _ => LocalPods::ByInterface,
+            },
+            primary_ip: self.bind_address.filter(|address| !address.is_unspecified()),
         }
+    }
+
+    fn local_mode(&self) -> LocalMode {
+        self.detect_local_mode.unwrap_or_default()
+    }
+
+    /// The interfaces that face pods, if that is what tells pods from other clients.
+    ///
+    /// # Errors
+    /// When the name that this takes is missing.
+    pub fn pod_interfaces(&self) -> Result<Option<PodInterfaces>, ConfigError> {
+        let named = |name: &Option<String>, field| {
+            name.clone().ok_or(ConfigError::Missing { mode: self.local_mode().name(), field })
+        };
+        Ok(match self.local_mode() {
+            LocalMode::ClusterCidr | LocalMode::NodeCidr => None,
+            LocalMode::BridgeInterface => {
+                let bridge = named(&self.pod_bridge_interface, "detectLocal.bridgeInterface")?;
+                Some(PodInterfaces::PortsOf(bridge))
+            }
+            LocalMode::InterfaceNamePrefix => {
+                let prefix = named(&self.pod_interface_name_prefix, "detectLocal.interfaceNamePrefix")?;
+                Some(PodInterfaces::Prefixed(prefix))
+            }
+        })
     }
 
     fn node_ports(&self) -> NodePorts {
@@ -194,20 +240,8 @@ impl Options {
 
     /// What is asked of the dataplane besides.
     pub fn datapath(&self) -> Datapath {
-        let name = |name: &Option<String>| name.clone().unwrap_or_default();
         let time = |time: Option<GoDuration>| time.map(|time| time.0).filter(|time| !time.is_zero());
         Datapath {
-            primary_ip: self.bind_address.filter(|address| !address.is_unspecified()),
-            detect_local: match self.detect_local_mode.unwrap_or_default() {
-                LocalMode::ClusterCidr => {
-                    DetectLocal::ClusterCidr(self.cluster_cidr.clone().unwrap_or_default().0)
-                }
-                LocalMode::NodeCidr => DetectLocal::NodeCidr,
-                LocalMode::BridgeInterface => DetectLocal::BridgeInterface(name(&self.pod_bridge_interface)),
-                LocalMode::InterfaceNamePrefix => {
-                    DetectLocal::InterfaceNamePrefix(name(&self.pod_interface_name_prefix))
-                }
-            },
             node_ports: self.node_ports(),
             timeouts: Timeouts {
                 tcp_established: time(self.conntrack_tcp_timeout_established),
@@ -220,16 +254,23 @@ impl Options {
 
     /// The settings that have no effect in podnet, or not yet, by the names that they have in a file.
     pub fn without_effect(&self) -> Vec<&'static str> {
-        let named = |text: &Option<String>| text.is_some();
+        let mode = self.local_mode();
+        let within = mode == LocalMode::ClusterCidr;
         let time = |time: Option<GoDuration>| time.is_some_and(|time| !time.0.is_zero());
         // What is switched off is what podnet does.
         let idle =
             |text: &Option<String>| text.as_ref().is_some_and(|text| is_set(&Value::from(text.as_str())));
         let settings = [
-            (self.detect_local_mode.is_some(), "detectLocalMode"),
-            (self.cluster_cidr.is_some(), "clusterCIDR"),
-            (named(&self.pod_bridge_interface), "detectLocal.bridgeInterface"),
-            (named(&self.pod_interface_name_prefix), "detectLocal.interfaceNamePrefix"),
+            (within && self.detect_local_mode.is_some() && self.cluster_cidr.is_none(), "detectLocalMode"),
+            (!within && self.cluster_cidr.is_some(), "clusterCIDR"),
+            (
+                mode != LocalMode::BridgeInterface && self.pod_bridge_interface.is_some(),
+                "detectLocal.bridgeInterface",
+            ),
+            (
+                mode != LocalMode::InterfaceNamePrefix && self.pod_interface_name_prefix.is_some(),
+                "detectLocal.interfaceNamePrefix",
+            ),
             (time(self.conntrack_tcp_timeout_established), "conntrack.tcpEstablishedTimeout"),
             (time(self.conntrack_tcp_timeout_close_wait), "conntrack.tcpCloseWaitTimeout"),
             (time(self.conntrack_udp_timeout), "conntrack.udpTimeout"),
@@ -250,27 +291,10 @@ impl Options {
 /// What kube-proxy's settings ask of the dataplane, beside what tables are filled with.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Datapath {
-    /// The primary IP of this node, where it is not to be the Node's.
-    pub primary_ip: Option<IpAddr>,
-    /// How the cluster's pods are told from other clients.
-    pub detect_local: DetectLocal,
     /// Where NodePorts are served.
     pub node_ports: NodePorts,
     /// How long flows are kept.
     pub timeouts: Timeouts,
-}
-
-/// How the cluster's pods are told from other clients.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum DetectLocal {
-    /// By their addresses. There may be none: then all clients count as pods.
-    ClusterCidr(Vec<IpNet>),
-    /// By the addresses that the Node has for its pods.
-    NodeCidr,
-    /// By the bridge that they are at.
-    BridgeInterface(String),
-    /// By how the names of their interfaces begin.
-    InterfaceNamePrefix(String),
 }
 
 /// How long flows are kept; `None` is as long as usual.
@@ -323,11 +347,12 @@ mod tests {
         .unwrap();
         assert_eq!(k3s.healthz(), Some("127.0.0.1:10256".parse().unwrap()));
         assert_eq!(k3s.node().as_deref(), Some("server-0"));
-        let proxy = k3s.proxy("server-0".to_owned(), false);
+        let proxy = k3s.proxy("server-0".to_owned());
         assert!(proxy.masquerade_all && proxy.localhost_node_ports);
         assert_eq!(proxy.node_port_addresses, NodePortAddresses::Primary);
         assert_eq!(k3s.datapath().timeouts, Timeouts::default());
-        let idle = ["clusterCIDR", "mode", "logging.verbosity"];
+        assert_eq!(proxy.pods, LocalPods::Within(vec!["10.42.0.0/16".parse().unwrap()]));
+        let idle = ["mode", "logging.verbosity"];
         assert_eq!(k3s.without_effect(), idle);
         assert_eq!(flags(&[]).unwrap().without_effect(), [""; 0]);
         for wrong in [
@@ -355,7 +380,7 @@ mod tests {
         let options = flags(&["--bind-address=::"]).unwrap();
         assert_eq!(options.healthz(), Some("[::]:10256".parse().unwrap()));
         assert_eq!(options.metrics(), Some("[::1]:10249".parse().unwrap()));
-        assert_eq!(options.datapath().primary_ip, None);
+        assert_eq!(options.proxy("a".to_owned()).primary_ip, None);
         for (text, expected) in [
             ("off", Listen::Off),
             ("", Listen::Off),
@@ -365,5 +390,49 @@ mod tests {
         ] {
             assert_eq!(text.parse(), Ok(expected));
         }
+    }
+
+    #[test]
+    fn pods_are_told_by_what_the_mode_says() {
+        let pods = |list: &[&str]| {
+            let options = flags(list).unwrap();
+            (options.proxy("a".to_owned()).pods, options.pod_interfaces(), options.without_effect())
+        };
+        let cidr = || LocalPods::Within(vec!["10.42.0.0/16".parse().unwrap()]);
+        let by_interface = LocalPods::ByInterface;
+        for (list, expected, interfaces, idle) in [
+            (&[][..], &by_interface, None, &[][..]),
+            (&["--cluster-cidr=10.42.0.0/16"], &cidr(), None, &[]),
+            (&["--detect-local-mode=ClusterCIDR"], &by_interface, None, &["detectLocalMode"]),
+            (&["--detect-local-mode=NodeCIDR"], &LocalPods::OfNode, None, &[]),
+            (
+                &["--detect-local-mode=NodeCIDR", "--cluster-cidr=10.42.0.0/16"],
+                &LocalPods::OfNode,
+                None,
+                &["clusterCIDR"],
+            ),
+            (
+                &["--detect-local-mode=BridgeInterface", "--pod-bridge-interface=cni0"],
+                &by_interface,
+                Some(PodInterfaces::PortsOf("cni0".to_owned())),
+                &[],
+            ),
+            (
+                &[
+                    "--detect-local-mode=InterfaceNamePrefix",
+                    "--pod-interface-name-prefix=tap",
+                    "--pod-bridge-interface=cni0",
+                ],
+                &by_interface,
+                Some(PodInterfaces::Prefixed("tap".to_owned())),
+                &["detectLocal.bridgeInterface"],
+            ),
+        ] {
+            let (pods, found, without_effect) = pods(list);
+            assert_eq!((&pods, found.unwrap()), (expected, interfaces), "{list:?}");
+            assert_eq!(without_effect, idle, "{list:?}");
+        }
+        let error = pods(&["--detect-local-mode=BridgeInterface"]).1.unwrap_err().to_string();
+        assert!(error.contains("BridgeInterface needs detectLocal.bridgeInterface"), "{error}");
     }
 }

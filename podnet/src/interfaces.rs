@@ -53,6 +53,24 @@ impl fmt::Display for Patterns {
     }
 }
 
+/// Which interfaces face pods.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum PodInterfaces {
+    /// Those with these names.
+    Named(Patterns),
+    /// Those whose names begin so.
+    Prefixed(String),
+    /// The ports of the bridge of this name.
+    PortsOf(String),
+}
+
+impl Default for PodInterfaces {
+    fn default() -> Self {
+        let Ok(usual) = Patterns::PODS.parse();
+        Self::Named(usual)
+    }
+}
+
 /// An interface.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Link {
@@ -65,6 +83,8 @@ pub struct Link {
     /// Whether packets pass another interface too that podnet is at: it is a bridge, whose ports are, or a
     /// member of a bond.
     pub indirect: bool,
+    /// The index of the interface that it is a port or a member of.
+    pub master: Option<u32>,
 }
 
 /// News of interfaces.
@@ -90,8 +110,10 @@ pub enum Action {
 /// Which interfaces face pods and other machines, by what netlink has told.
 #[derive(Debug)]
 pub struct Facing {
-    pods: Patterns,
+    pods: PodInterfaces,
     nodes: Patterns,
+    /// The index of the bridge that pods are at, if that is what tells them and it exists.
+    bridge: Option<u32>,
     links: BTreeMap<u32, Attachment>,
 }
 
@@ -107,17 +129,34 @@ enum Attachment {
 }
 
 impl Facing {
-    /// Interfaces that face pods by the patterns `pods`, and others that face other machines by `nodes`;
-    /// `attached` are those that an earlier agent has left attached.
-    pub fn new(pods: Patterns, nodes: Patterns, attached: impl IntoIterator<Item = u32>) -> Self {
-        Self { pods, nodes, links: attached.into_iter().map(|index| (index, Attachment::Left)).collect() }
+    /// Interfaces that face pods by `pods`, and others that face other machines by `nodes`; `attached` are
+    /// those that an earlier agent has left attached.
+    pub fn new(pods: PodInterfaces, nodes: Patterns, attached: impl IntoIterator<Item = u32>) -> Self {
+        let links = attached.into_iter().map(|index| (index, Attachment::Left)).collect();
+        Self { pods, nodes, bridge: None, links }
+    }
+
+    /// Whether an interface faces pods.
+    fn faces_pods(&self, link: &Link) -> bool {
+        match &self.pods {
+            PodInterfaces::Named(patterns) => patterns.matches(&link.name),
+            PodInterfaces::Prefixed(prefix) => link.name.starts_with(prefix),
+            PodInterfaces::PortsOf(_) => self.bridge.is_some() && link.master == self.bridge,
+        }
+    }
+
+    /// Takes note of the bridge that pods are at: it gets its ports after it is there itself.
+    fn meet(&mut self, link: &Link) {
+        if matches!(&self.pods, PodInterfaces::PortsOf(name) if *name == link.name) {
+            self.bridge = Some(link.index);
+        }
     }
 
     /// What an interface faces, if podnet has to do with it.
     fn side(&self, link: &Link) -> Option<Side> {
         if !link.ethernet {
             None
-        } else if self.pods.matches(&link.name) {
+        } else if self.faces_pods(link) {
             Some(Side::Pod)
         } else {
             (!link.indirect && self.nodes.matches(&link.name)).then_some(Side::Net)
@@ -128,6 +167,8 @@ impl Facing {
     pub fn handle(&mut self, news: News) -> Vec<Action> {
         match news {
             News::All(links) => {
+                self.bridge = None;
+                links.iter().for_each(|link| self.meet(link));
                 let gone: Vec<u32> = self
                     .links
                     .keys()
@@ -137,7 +178,10 @@ impl Facing {
                 let gone = gone.into_iter().filter_map(|index| self.gone(index)).collect::<Vec<_>>();
                 gone.into_iter().chain(links.into_iter().filter_map(|link| self.changed(link))).collect()
             }
-            News::Changed(link) => self.changed(link).into_iter().collect(),
+            News::Changed(link) => {
+                self.meet(&link);
+                self.changed(link).into_iter().collect()
+            }
             News::Gone(index) => self.gone(index).into_iter().collect(),
         }
     }
@@ -246,6 +290,10 @@ fn link(message: &LinkMessage) -> Option<Link> {
         LinkAttribute::IfName(name) => Some(name.clone()),
         _ => None,
     })?;
+    let master = message.attributes.iter().find_map(|attribute| match attribute {
+        LinkAttribute::Controller(index) => Some(*index),
+        _ => None,
+    });
     let ethernet = message.header.link_layer_type == LinkLayerType::Ether;
     let infos = message.attributes.iter().filter_map(|attribute| match attribute {
         LinkAttribute::LinkInfo(infos) => Some(infos),
@@ -258,7 +306,7 @@ fn link(message: &LinkMessage) -> Option<Link> {
                 | LinkInfo::PortKind(InfoPortKind::Bond)
         )
     });
-    Some(Link { index: message.header.index, name, ethernet, indirect })
+    Some(Link { index: message.header.index, name, ethernet, indirect, master })
 }
 
 #[cfg(test)]
@@ -269,13 +317,16 @@ mod tests {
     use crate::netlink::PAUSE;
 
     fn link(index: u32, name: &str) -> Link {
-        Link { index, name: name.to_owned(), ethernet: true, indirect: false }
+        Link { index, name: name.to_owned(), ethernet: true, indirect: false, master: None }
     }
 
     fn facing(attached: &[u32]) -> Facing {
-        let Ok(patterns) = Patterns::PODS.parse();
+        of_pods(PodInterfaces::default(), attached)
+    }
+
+    fn of_pods(pods: PodInterfaces, attached: &[u32]) -> Facing {
         let Ok(nodes) = "eth*,flannel*".parse();
-        Facing::new(patterns, nodes, attached.iter().copied())
+        Facing::new(pods, nodes, attached.iter().copied())
     }
 
     #[test]
@@ -292,6 +343,32 @@ mod tests {
         for name in ["lo", "eth0", "ens5", "enp1s0", "cni0", "flannel.1", "docker0", "cilium_host", "tunl0"] {
             assert!(!patterns.matches(name), "{name}");
         }
+    }
+
+    #[test]
+    fn names_of_pods_interfaces_begin_alike() {
+        let mut facing = of_pods(PodInterfaces::Prefixed("eth1".to_owned()), &[]);
+        let side = |link: Link| [Action::Attach(Side::Pod, link)];
+        assert_eq!(facing.handle(News::Changed(link(3, "eth12"))), side(link(3, "eth12")));
+        assert_eq!(facing.handle(News::Changed(link(4, "veth1"))), []);
+        let uplink = link(5, "eth0");
+        assert_eq!(facing.handle(News::Changed(uplink.clone())), [Action::Attach(Side::Net, uplink)]);
+    }
+
+    #[test]
+    fn pods_are_at_the_ports_of_their_bridge() {
+        let mut facing = of_pods(PodInterfaces::PortsOf("cni0".to_owned()), &[]);
+        let port = |index, master| Link { master: Some(master), ..link(index, &format!("veth{index}")) };
+        let bridge = |index| Link { indirect: true, ..link(index, "cni0") };
+        // A port may have been there before its bridge.
+        let all = News::All(vec![port(3, 7), link(4, "veth4"), port(5, 6), bridge(7)]);
+        assert_eq!(facing.handle(all), [Action::Attach(Side::Pod, port(3, 7))]);
+        assert_eq!(facing.handle(News::Changed(port(4, 7))), [Action::Attach(Side::Pod, port(4, 7))]);
+        assert_eq!(facing.handle(News::Changed(link(3, "veth3"))), [Action::Detach(3)], "it has left");
+        assert_eq!(facing.handle(News::Gone(7)), []);
+        assert_eq!(facing.handle(News::Changed(link(4, "veth4"))), [Action::Detach(4)]);
+        assert_eq!(facing.handle(News::Changed(bridge(9))), []);
+        assert_eq!(facing.handle(News::Changed(port(4, 9))), [Action::Attach(Side::Pod, port(4, 9))]);
     }
 
     #[test]

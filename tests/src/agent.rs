@@ -347,7 +347,10 @@ pub fn arguments(node: &Node, settings: &Settings) -> Vec<String> {
         ("--max-flows", "65536".to_owned()),
         ("--max-sockets", "65536".to_owned()),
     ] {
-        if !settings.further.iter().any(|further| further == flag) {
+        // That flag tells pods by interfaces itself.
+        let told =
+            flag == "--pod-interfaces" && settings.further.iter().any(|it| it == "--detect-local-mode");
+        if !told && !settings.further.iter().any(|further| further == flag) {
             arguments.extend([flag.to_owned(), value]);
         }
     }

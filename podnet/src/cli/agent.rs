@@ -15,7 +15,7 @@ use crate::agent::{self, Settings, Source};
 use crate::changes::Capacity;
 use crate::config::{File, Options};
 use crate::error::Error;
-use crate::interfaces::Patterns;
+use crate::interfaces::{Patterns, PodInterfaces};
 use crate::kernel::AttachMode;
 
 /// Watch Services and keep the kernel's tables up to date
@@ -32,15 +32,10 @@ pub(super) struct Agent {
     #[arg(long, value_name = "FILE", env = "PODNET_CONFIG")]
     config: Option<PathBuf>,
 
-    /// The interfaces that face pods: globs, separated by commas
-    #[arg(
-        long,
-        value_name = "GLOBS",
-        env = "PODNET_POD_INTERFACES",
-        default_value = Patterns::PODS,
-        value_parser = patterns
-    )]
-    pod_interfaces: Patterns,
+    /// The interfaces that face pods: globs, separated by commas [default: those that --detect-local-mode tells
+    /// pods by, else veth*,cali*,lxc*,eni*,azv*,gke*]
+    #[arg(long, value_name = "GLOBS", env = "PODNET_POD_INTERFACES", value_parser = patterns)]
+    pod_interfaces: Option<Patterns>,
 
     /// The interfaces that face other machines, among those that do not face pods: globs, separated by
     /// commas; bridges and members of bonds never do
@@ -52,10 +47,6 @@ pub(super) struct Agent {
         value_parser = patterns
     )]
     node_interfaces: Patterns,
-
-    /// Have NodePorts at 127.0.0.1 and ::1 too, for the node's own processes
-    #[arg(long, env = "PODNET_LOCALHOST_NODE_PORTS")]
-    localhost_node_ports: bool,
 
     #[command(flatten)]
     kernel: Kernel,
@@ -146,6 +137,7 @@ impl Agent {
         let file = self.config.as_deref().map(File::read).transpose()?.unwrap_or_default();
         let options = self.options.or(file.options);
         warn_of_no_effect(&options, &file.unknown);
+        let told = options.pod_interfaces()?;
         let node = match options.node() {
             Some(name) => name,
             None => host_name()?,
@@ -164,9 +156,9 @@ impl Agent {
         Ok(Settings {
             source,
             kernel: self.kernel.settings(self.attach, capacity),
-            pod_interfaces: self.pod_interfaces,
+            pod_interfaces: self.pod_interfaces.map(PodInterfaces::Named).or(told).unwrap_or_default(),
             node_interfaces: self.node_interfaces,
-            proxy: options.proxy(node, self.localhost_node_ports),
+            proxy: options.proxy(node),
             datapath: options.datapath(),
             healthz: options.healthz(),
             metrics: options.metrics(),

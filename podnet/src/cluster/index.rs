@@ -4,9 +4,10 @@ use std::collections::{BTreeSet, HashMap, HashSet};
 use std::net::IpAddr;
 
 use ipnet::IpNet;
+use podnet_common::wire::Family;
 
 use super::Event;
-use super::node::{Node, NodeAddresses, ProxySettings, ServiceCidr};
+use super::node::{LocalPods, Node, NodeAddresses, ProxySettings, ServiceCidr, family_of};
 use super::object::{EndpointSlice, Key, Kind, Object, Service};
 use super::pod::Pod;
 use super::topology::Place;
@@ -73,7 +74,8 @@ pub struct Index {
 impl Index {
     /// An empty index of a node with these settings.
     pub fn new(settings: ProxySettings) -> Self {
-        Self { settings, ..Self::default() }
+        let primary = settings.primary(Vec::new());
+        Self { settings, addresses: NodeAddresses { primary, ..NodeAddresses::default() }, ..Self::default() }
     }
 
     /// Whether what an event says of a Service or a slice is known already.
@@ -146,9 +148,9 @@ impl Index {
         if node.key != Key::global(&self.settings.node) {
             return;
         }
-        let (key, zone, primary) = (node.key.clone(), node.zone.clone(), node.primary.clone());
+        let (key, now) = (node.key.clone(), node.clone());
         if let Some(before) = self.nodes.insert(&key, node) {
-            self.node_changed(before.and_then(|before| before.zone) != zone, primary);
+            self.node_changed(before.as_ref(), Some(&now));
         }
     }
 
@@ -176,7 +178,7 @@ impl Index {
             }
             Kind::Node => {
                 if let Some(node) = self.nodes.objects.remove(&key) {
-                    self.node_changed(node.zone.is_some(), Vec::new());
+                    self.node_changed(Some(&node), None);
                 }
             }
             Kind::Pod => {
@@ -198,10 +200,14 @@ impl Index {
         self.dirty.insert(service);
     }
 
-    fn node_changed(&mut self, other_zone: bool, primary: Vec<IpAddr>) {
-        if other_zone {
+    fn node_changed(&mut self, before: Option<&Node>, now: Option<&Node>) {
+        let zone = |node: Option<&Node>| node.and_then(|node| node.zone.clone());
+        let cidrs = |node: Option<&Node>| node.map(|node| node.pod_cidrs.clone()).unwrap_or_default();
+        let other_pods = self.settings.pods == LocalPods::OfNode && cidrs(before) != cidrs(now);
+        if zone(before) != zone(now) || other_pods {
             self.dirty.extend(self.services.objects.keys().cloned());
         }
+        let primary = self.settings.primary(now.map(|node| node.primary.clone()).unwrap_or_default());
         if self.addresses.primary != primary {
             self.addresses.primary = primary;
             self.addresses_changed();
@@ -249,6 +255,16 @@ impl Index {
     /// This node's object, if it is known.
     pub fn node(&self) -> Option<&Node> {
         self.nodes.objects.values().next()
+    }
+
+    /// The network of a family that has the cluster's pods, if it is addresses that tell them.
+    pub fn pod_network(&self, family: Family) -> Option<IpNet> {
+        let networks: &[IpNet] = match &self.settings.pods {
+            LocalPods::ByInterface => &[],
+            LocalPods::Within(networks) => networks,
+            LocalPods::OfNode => self.node().map_or(&[], |node| node.pod_cidrs.as_slice()),
+        };
+        networks.iter().find(|network| family_of(network.addr()) == family).map(IpNet::trunc)
     }
 
     /// Where this node is.
@@ -299,8 +315,6 @@ impl Index {
 
 #[cfg(test)]
 mod tests {
-    use podnet_common::wire::Family;
-
     use super::*;
     use crate::cluster::manifests;
 
@@ -426,6 +440,25 @@ mod tests {
         index.set_local_addresses(["192.0.2.3".parse().unwrap()].into());
         assert_eq!(handle(&mut index, []), [""; 0]);
         assert_eq!(handle(&mut index, [Event::Delete(Kind::Node, Key::global("here"))]), all);
+    }
+
+    #[test]
+    fn the_primary_ip_of_the_settings_wins_in_its_family() {
+        let settings = ProxySettings {
+            node: "here".to_owned(),
+            primary_ip: Some("192.0.2.9".parse().unwrap()),
+            ..ProxySettings::default()
+        };
+        let mut index = Index::new(settings);
+        let primary =
+            |index: &Index| index.addresses().primary.iter().map(IpAddr::to_string).collect::<Vec<_>>();
+        assert_eq!(primary(&index), ["192.0.2.9"], "whatever the Node has");
+        handle(&mut index, [node("here", "z", "192.0.2.1")]);
+        assert_eq!(primary(&index), ["192.0.2.9"]);
+        handle(&mut index, [node("here", "z", "'2001:db8::1'")]);
+        assert_eq!(primary(&index), ["192.0.2.9", "2001:db8::1"]);
+        handle(&mut index, [Event::Delete(Kind::Node, Key::global("here"))]);
+        assert_eq!(primary(&index), ["192.0.2.9"]);
     }
 
     #[test]

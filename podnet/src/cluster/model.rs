@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 use podnet_common::network::{Network, SERVICE_NETWORKS, ServiceNetworks};
-use podnet_common::service::{BackendFlags, FrontendFlags, FrontendKey, FrontendKind};
+use podnet_common::service::{BackendFlags, FrontendFlags, FrontendKey, FrontendKind, ServiceId};
 use podnet_common::wire::{Addr, Be16, Endpoint, Family, Protocol};
 
 use super::index::Index;
@@ -14,6 +14,7 @@ use super::node::{NodeAddresses, family_of, loopback};
 use super::object::{EndpointSlice, Key, Policy, Port, Service};
 use super::pod::{HostPort, Pod};
 use super::topology::{Candidate, Place, Wanted, categorize, merge};
+use crate::changes::SourceRange;
 
 /// A port of a Service in one family, or what is like one: all other ports of a ClusterIP, a port of a pod on
 /// its node.
@@ -79,6 +80,12 @@ pub fn service_networks(index: &Index) -> ServiceNetworks {
 /// How many of the networks that ClusterIPs are taken from the kernel does not take.
 pub fn service_networks_left_out(index: &Index) -> usize {
     index.service_cidrs().len().saturating_sub(SERVICE_NETWORKS)
+}
+
+/// The networks of the cluster's pods, one of a family at most, if it is addresses that tell pods.
+pub fn pod_networks(index: &Index) -> Vec<SourceRange> {
+    let networks = [Family::V4, Family::V6].into_iter().filter_map(|family| index.pod_network(family));
+    networks.map(|network| SourceRange::of(ServiceId::PODS, &network)).collect()
 }
 
 /// What load balancers ask a node for about a Service (`spec.healthCheckNodePort`).
@@ -175,6 +182,9 @@ fn of_port(
     let mut inside = FrontendFlags::NONE;
     if index.settings().masquerade_all {
         inside = inside.with(FrontendFlags::MASQUERADE);
+    }
+    if index.pod_network(family).is_some() {
+        inside = inside.with(FrontendFlags::POD_NETWORKS);
     }
     if internally {
         inside = inside.with(FrontendFlags::INSIDE_LOCAL).with(FrontendFlags::OUTSIDE_LOCAL);
@@ -338,7 +348,7 @@ mod tests {
     use super::*;
     use crate::cluster::Event;
     use crate::cluster::manifests;
-    use crate::cluster::node::ProxySettings;
+    use crate::cluster::node::{LocalPods, ProxySettings};
 
     const READY: &str = "";
     const TERMINATING: &str = "conditions: {ready: false, serving: true, terminating: true}";
@@ -549,6 +559,46 @@ mod tests {
         let port = only(&index(all, &BALANCED.replace("POLICY", "")));
         let masqueraded = |frontend: &Frontend| frontend.flags.has(FrontendFlags::MASQUERADE);
         assert_eq!(port.frontends.iter().map(masqueraded).collect::<Vec<_>>(), [true, false, false, false]);
+    }
+
+    #[test]
+    fn pods_are_told_by_addresses_in_families_that_have_a_network() {
+        let spec =
+            "spec: {clusterIPs: [10.96.0.1, 'fd00::1'], externalIPs: [192.0.2.9], ports: [{port: 80}]}";
+        let flagged = |index: &Index| {
+            let all = ports(index).into_iter().flat_map(|port| port.frontends);
+            let flagged = all.filter(|frontend| frontend.flags.has(FrontendFlags::POD_NETWORKS));
+            flagged.map(|it| it.key.endpoint().addr.to_ip().to_string()).collect::<Vec<_>>()
+        };
+        let networks = |index: &Index| {
+            let text = |range: SourceRange| {
+                assert_eq!(range.service, ServiceId::PODS);
+                format!("{}/{}", range.addr.to_ip(), range.length)
+            };
+            pod_networks(index).into_iter().map(text).collect::<Vec<_>>()
+        };
+        assert_eq!(flagged(&index(settings(), spec)), [""; 0]);
+        let within = |cidrs: [&str; 2]| {
+            let pods = LocalPods::Within(cidrs.map(|cidr| cidr.parse().unwrap()).to_vec());
+            index(ProxySettings { pods, ..settings() }, spec)
+        };
+        let one = within(["10.244.1.1/16", "10.245.0.0/16"]);
+        assert_eq!((flagged(&one), networks(&one)), (vec!["10.96.0.1".into()], vec!["10.244.0.0/16".into()]));
+        assert_eq!(networks(&within(["10.244.0.0/16", "fd00:244::/64"])).len(), 2);
+
+        let mut index = index(ProxySettings { pods: LocalPods::OfNode, ..settings() }, spec);
+        assert_eq!((flagged(&index), networks(&index)), (vec![], vec![]), "the node has none yet");
+        index.take_dirty();
+        let node =
+            "apiVersion: v1\nkind: Node\nmetadata: {name: here}\nspec: {podCIDRs: ['fd00:244:1::/64']}\n";
+        apply(&mut index, node);
+        assert_eq!(index.take_dirty().len(), 1);
+        assert_eq!(
+            (flagged(&index), networks(&index)),
+            (vec!["fd00::1".into()], vec!["fd00:244:1::/64".into()])
+        );
+        apply(&mut index, node);
+        assert!(index.take_dirty().is_empty());
     }
 
     #[test]

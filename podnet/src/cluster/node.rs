@@ -110,6 +110,31 @@ pub struct ProxySettings {
     pub localhost_node_ports: bool,
     /// Whether all connections to ClusterIPs get the node's address as their source.
     pub masquerade_all: bool,
+    /// What tells the cluster's pods, whose connections to ClusterIPs keep their source, from other clients.
+    pub pods: LocalPods,
+    /// The primary IP of the node in its family, where it is not to be the Node's.
+    pub primary_ip: Option<IpAddr>,
+}
+
+/// What tells the cluster's pods from other clients of ClusterIPs. A family without a network goes by interfaces.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum LocalPods {
+    /// The interface by which packets come.
+    #[default]
+    ByInterface,
+    /// Their addresses: the first of these networks in each family.
+    Within(Vec<IpNet>),
+    /// Their addresses: those that the Node has for its pods.
+    OfNode,
+}
+
+impl ProxySettings {
+    /// The primary IPs of a node whose object has these.
+    pub fn primary(&self, of_node: Vec<IpAddr>) -> Vec<IpAddr> {
+        let Some(ip) = self.primary_ip else { return of_node };
+        let others = of_node.into_iter().filter(|other| family_of(*other) != family_of(ip));
+        [ip].into_iter().chain(others).collect()
+    }
 }
 
 /// Which of a node's addresses NodePorts are at.

@@ -15,7 +15,7 @@ use thiserror::Error;
 use super::{ClusterCidr, GoDuration, Idle, Listen, LocalMode, NodePorts, OomScoreAdj, Options};
 use crate::cluster::manifests::{self, Broken};
 
-/// A configuration file that cannot be used.
+/// A configuration that cannot be used.
 #[derive(Debug, Error)]
 pub enum ConfigError {
     /// It cannot be read.
@@ -33,6 +33,14 @@ pub enum ConfigError {
         path: PathBuf,
         /// Where and why.
         broken: Broken,
+    },
+    /// It lacks what another setting needs.
+    #[error("detectLocalMode {mode} needs {field}: name one, or choose another mode")]
+    Missing {
+        /// The value of `detectLocalMode`.
+        mode: String,
+        /// The field that is not set.
+        field: &'static str,
     },
 }
 
@@ -85,7 +93,7 @@ struct Document {
     node_port_addresses: Option<Texts<NodePorts>>,
     oom_score_adj: Text<OomScoreAdj>,
     conntrack: Option<Conntrack>,
-    iptables: Option<Tables>,
+    iptables: Option<IpTables>,
     nftables: Option<Tables>,
     #[serde(flatten)]
     others: Others,
@@ -129,6 +137,15 @@ struct Tables {
     others: Others,
 }
 
+#[derive(Default, serde::Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+struct IpTables {
+    localhost_node_ports: Option<bool>,
+    masquerade_all: Option<bool>,
+    #[serde(flatten)]
+    others: Others,
+}
+
 impl Document {
     fn unknown(&self) -> Vec<String> {
         let none = Others::new();
@@ -149,7 +166,8 @@ impl Document {
     fn into_options(self) -> Options {
         let detect_local = self.detect_local.unwrap_or_default();
         let conntrack = self.conntrack.unwrap_or_default();
-        let tables = [self.iptables, self.nftables];
+        let iptables = self.iptables.unwrap_or_default();
+        let masquerade_all = [iptables.masquerade_all, self.nftables.and_then(|it| it.masquerade_all)];
         Options {
             kubeconfig: self.client_connection.and_then(|it| it.kubeconfig.0),
             node_name: self.hostname_override.0,
@@ -161,7 +179,8 @@ impl Document {
             pod_bridge_interface: detect_local.bridge_interface.0,
             pod_interface_name_prefix: detect_local.interface_name_prefix.0,
             node_port_addresses: self.node_port_addresses.and_then(|it| it.0),
-            masquerade_all: tables.into_iter().flatten().filter_map(|it| it.masquerade_all).max(),
+            localhost_node_ports: iptables.localhost_node_ports,
+            masquerade_all: masquerade_all.into_iter().flatten().max(),
             conntrack_tcp_timeout_established: conntrack.tcp_established_timeout.0,
             conntrack_tcp_timeout_close_wait: conntrack.tcp_close_wait_timeout.0,
             conntrack_udp_timeout: conntrack.udp_timeout.0,
@@ -263,8 +282,10 @@ pub(super) mod tests {
     use std::net::Ipv4Addr;
     use std::time::Duration;
 
-    use super::super::{Datapath, DetectLocal, Timeouts};
+    use super::super::{Datapath, Timeouts};
     use super::*;
+    use crate::cluster::node::LocalPods;
+    use crate::interfaces::PodInterfaces;
 
     const HEAD: &str = "apiVersion: kubeproxy.config.k8s.io/v1alpha1\nkind: KubeProxyConfiguration\n";
 
@@ -356,7 +377,7 @@ winkernel:
             ..Options::default()
         };
         assert_eq!(file.options, expected);
-        assert_eq!(file.options.without_effect(), ["clusterCIDR"]);
+        assert_eq!(file.options.without_effect(), [""; 0]);
         assert_eq!(file.options.healthz(), Some("0.0.0.0:10256".parse().unwrap()));
         assert_eq!(file.options.metrics(), Some("127.0.0.1:10249".parse().unwrap()));
     }
@@ -367,7 +388,7 @@ winkernel:
             "hostnameOverride: Node-A\nbindAddress: fd00::1\nhealthzBindAddress: 10.0.0.1\n\
              metricsBindAddress: '[::]:9999'\ndetectLocalMode: BridgeInterface\n\
              detectLocal: {bridgeInterface: cni0}\nnodePortAddresses: [localhost, 10.0.0.0/8]\n\
-             oomScoreAdj: -998\nnftables: {masqueradeAll: true}\n\
+             oomScoreAdj: -998\nnftables: {masqueradeAll: true}\niptables: {localhostNodePorts: true}\n\
              conntrack: {tcpEstablishedTimeout: 24h0m0s, tcpCloseWaitTimeout: 1h, udpTimeout: 0s, \
              udpStreamTimeout: 1m30s}\n",
         )
@@ -380,8 +401,6 @@ winkernel:
         assert_eq!(options.oom_score_adj, Some(OomScoreAdj(-998)));
         let seconds = |seconds| Some(Duration::from_secs(seconds));
         let expected = Datapath {
-            primary_ip: Some("fd00::1".parse().unwrap()),
-            detect_local: DetectLocal::BridgeInterface("cni0".to_owned()),
             node_ports: "localhost,10.0.0.0/8".parse().unwrap(),
             timeouts: Timeouts {
                 tcp_established: seconds(86_400),
@@ -391,8 +410,14 @@ winkernel:
             },
         };
         assert_eq!(options.datapath(), expected);
-        let proxy = options.proxy("node-a".to_owned(), false);
-        assert!(proxy.masquerade_all && !proxy.localhost_node_ports);
+        let bridge = PodInterfaces::PortsOf("cni0".to_owned());
+        assert_eq!(options.pod_interfaces().unwrap(), Some(bridge));
+        let proxy = options.proxy("node-a".to_owned());
+        assert_eq!(
+            (proxy.pods, proxy.primary_ip),
+            (LocalPods::ByInterface, Some("fd00::1".parse().unwrap()))
+        );
+        assert!(proxy.masquerade_all && proxy.localhost_node_ports);
         assert_eq!(proxy.node_port_addresses, "127.0.0.0/8,::1/128,10.0.0.0/8".parse().unwrap());
     }
 

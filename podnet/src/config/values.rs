@@ -66,6 +66,13 @@ pub enum LocalMode {
     InterfaceNamePrefix,
 }
 
+impl LocalMode {
+    /// Its name in Kubernetes.
+    pub(super) fn name(self) -> String {
+        self.to_possible_value().map(|it| it.get_name().to_owned()).unwrap_or_default()
+    }
+}
+
 impl FromStr for LocalMode {
     type Err = String;
 

@@ -258,12 +258,18 @@ pub(super) fn shapes(capacity: &Capacity) -> [Shape; 14] {
         // A service port that takes over another one's frontends gets its name while that one's stands.
         Shape::of::<ServiceId, ServiceName>(abi::NAMES, capacity.frontends.saturating_mul(2)),
         Shape::of::<u32, u64>(abi::FILTER, FILTER_WORDS),
-        Shape::of::<SourceKey, u32>(abi::SOURCES, capacity.frontends),
+        Shape::of::<SourceKey, u32>(abi::SOURCES, sources(capacity)),
         Shape::of::<u32, ServiceNetworks>(abi::NETWORKS, 1),
         Shape::of::<u32, u32>(abi::PROGRAMS, Program::COUNT),
         Shape::of::<u32, Limit>(abi::LIMIT, 1),
         Shape::of::<u32, u64>(abi::COUNTERS, REASONS),
     ]
+}
+
+/// How many source ranges there may be: the networks of the cluster's pods, one of each family, are there
+/// beside those of service ports, and new ones before the old ones go.
+const fn sources(capacity: &Capacity) -> u32 {
+    capacity.frontends.saturating_add(4)
 }
 
 /// How many counters there are.
@@ -320,7 +326,7 @@ impl Tables {
     /// fit.
     pub(super) fn check_fit(&self, capacity: &Capacity) -> Result<(), Error> {
         self.frontends.check_fit(capacity.frontends, <[_]>::len)?;
-        self.sources.check_fit(capacity.frontends, <[_]>::len)?;
+        self.sources.check_fit(sources(capacity), <[_]>::len)?;
         self.backends.check_fit(capacity.slots, |all| {
             let given = all.iter().filter(|(_, backend)| backend.generation != 0);
             given.map(|(id, _)| id.0 as usize + 1).max().unwrap_or(0)

@@ -49,7 +49,7 @@ impl Ledger {
                 }
             }
         }
-        ledger.sources = count(snapshot.sources.len());
+        ledger.sources = count(of_services(snapshot).count());
         ledger.drop_orphans(&remains, snapshot);
         ledger
     }
@@ -93,9 +93,14 @@ impl Ledger {
         }
         let names = snapshot.names.iter().map(|(id, _)| *id);
         self.changes.removed_names.extend(names.filter(|id| !self.owners.contains_key(id)));
-        let sources = snapshot.sources.iter().filter(|range| !self.owners.contains_key(&range.service));
+        let sources = of_services(snapshot).filter(|range| !self.owners.contains_key(&range.service));
         self.changes.removed_sources.extend(sources);
     }
+}
+
+/// The source ranges of service ports.
+fn of_services(snapshot: &Snapshot) -> impl Iterator<Item = &SourceRange> {
+    snapshot.sources.iter().filter(|range| range.service != ServiceId::PODS)
 }
 
 /// What tells the ports of a service apart.

@@ -593,8 +593,8 @@ impl Ledger {
 
     fn update_sources(&mut self, port: &mut Port, desired: &[IpNet]) {
         let service = port.id;
-        let range = |net: &IpNet| SourceRange { service, addr: net.addr().into(), length: net.prefix_len() };
-        let mut sources: Vec<SourceRange> = desired.iter().map(range).collect();
+        let mut sources: Vec<SourceRange> =
+            desired.iter().map(|network| SourceRange::of(service, network)).collect();
         sources.sort_unstable();
         let before = std::mem::replace(&mut port.sources, sources);
         let new = port.sources.iter().filter(|range| !before.contains(range));

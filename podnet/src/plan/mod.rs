@@ -18,10 +18,11 @@ use std::time::Instant;
 pub use ledger::{Conflict, Full, Ledger, Table, Usage};
 pub use name::PortName;
 use podnet_common::network::ServiceNetworks;
+use podnet_common::service::ServiceId;
 
 use ledger::{Rank, rank};
 
-use crate::changes::{Capacity, Changes, Snapshot};
+use crate::changes::{Capacity, Changes, Snapshot, SourceRange};
 use crate::cluster::model::ServicePort;
 use crate::cluster::object::Key;
 
@@ -71,6 +72,14 @@ pub struct Planner {
     /// The networks of ClusterIPs that are desired, and those that the kernel has.
     networks: ServiceNetworks,
     networks_carried_out: ServiceNetworks,
+    /// The same of the cluster's pods.
+    pods: BTreeSet<SourceRange>,
+    pods_carried_out: BTreeSet<SourceRange>,
+}
+
+/// The networks of the cluster's pods that the tables hold.
+fn pods_of(snapshot: &Snapshot) -> BTreeSet<SourceRange> {
+    snapshot.sources.iter().filter(|range| range.service == ServiceId::PODS).copied().collect()
 }
 
 impl Planner {
@@ -81,6 +90,8 @@ impl Planner {
             waiting: BTreeMap::new(),
             networks: snapshot.networks,
             networks_carried_out: snapshot.networks,
+            pods: pods_of(snapshot),
+            pods_carried_out: pods_of(snapshot),
         }
     }
 
@@ -91,11 +102,17 @@ impl Planner {
         let before = std::mem::replace(&mut self.ledger, Ledger::adopt(capacity, snapshot));
         self.ledger.follow(before);
         self.networks_carried_out = snapshot.networks;
+        self.pods_carried_out = pods_of(snapshot);
     }
 
     /// Has the next plan bring the kernel to know these networks of ClusterIPs.
     pub fn set_networks(&mut self, networks: ServiceNetworks) {
         self.networks = networks;
+    }
+
+    /// Has the next plan bring the kernel to know these networks of the cluster's pods.
+    pub fn set_pod_networks(&mut self, networks: impl IntoIterator<Item = SourceRange>) {
+        self.pods = networks.into_iter().collect();
     }
 
     /// Plans for the services in `dirty` and those they affect, whose ports `model` knows.
@@ -150,6 +167,9 @@ impl Planner {
         if std::mem::replace(&mut self.networks_carried_out, self.networks) != self.networks {
             plan.changes.networks = Some(self.networks);
         }
+        let before = std::mem::replace(&mut self.pods_carried_out, self.pods.clone());
+        plan.changes.sources.extend(self.pods.difference(&before));
+        plan.changes.removed_sources.extend(before.difference(&self.pods));
         plan
     }
 
@@ -178,5 +198,36 @@ impl Planner {
     /// How full the tables are.
     pub fn usage(&self) -> [Usage; 4] {
         self.ledger.usage()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn networks_of_pods_are_written_when_they_change() {
+        let range = |network: &str| SourceRange::of(ServiceId::PODS, &network.parse().unwrap());
+        let (old, new, v6) = (range("10.244.0.0/16"), range("10.245.0.0/16"), range("fd00:244::/56"));
+        let capacity = Capacity { frontends: 2, ..Capacity::default() };
+        let mut planner = Planner::adopt(&capacity, &Snapshot::default());
+        let plan = |planner: &mut Planner| planner.plan(Instant::now(), BTreeSet::new(), |_| Vec::new());
+        let written = |plan: Plan| (plan.changes.sources, plan.changes.removed_sources);
+        planner.set_pod_networks([old, v6]);
+        assert_eq!(written(plan(&mut planner)), (vec![old, v6], vec![]));
+        planner.set_pod_networks([old, v6]);
+        assert!(plan(&mut planner).changes.is_empty());
+        assert_eq!(planner.usage()[3].used, 0, "they take no room of the Services'");
+
+        let snapshot = Snapshot { sources: vec![old, v6], ..Snapshot::default() };
+        let mut planner = Planner::adopt(&capacity, &snapshot);
+        assert!(plan(&mut planner).changes.is_empty(), "nobody's ranges are none that are left over");
+        planner.set_pod_networks([new, v6]);
+        assert_eq!(written(plan(&mut planner)), (vec![new], vec![old]));
+        planner.adopt_again(&capacity, &snapshot);
+        assert_eq!(written(plan(&mut planner)), (vec![new], vec![old]));
+        planner.set_pod_networks([]);
+        planner.adopt_again(&capacity, &snapshot);
+        assert_eq!(written(plan(&mut planner)), (vec![], vec![old, v6]));
     }
 }
