@@ -19,15 +19,12 @@ use aya::programs::{
     CgroupAttachMode, CgroupSockAddr, LinkOrder, ProgramError, SchedClassifier, TcAttachType,
 };
 
-use nix::libc;
-use podnet_common::abi::Program;
-use podnet_common::route::Hook;
-
 use super::AttachMode;
 use super::error::Error;
 use super::pins::{Pins, remove_file};
 use super::sys;
 use crate::error::chain;
+use nix::libc;
 
 /// What an interface faces.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -50,21 +47,6 @@ impl Side {
 
 /// All programs at interfaces.
 pub(super) const INTERFACE_PROGRAMS: [&str; 4] = ["from_pod", "to_pod", "from_net", "to_net"];
-
-/// The programs that those leave packets to.
-pub(super) const NEXT_PROGRAMS: [(Program, &str); 11] = [
-    (Program::Rest(Hook::FromPod), "from_pod_rest"),
-    (Program::Rest(Hook::ToPod), "to_pod_rest"),
-    (Program::Rest(Hook::FromNet), "from_net_rest"),
-    (Program::Rest(Hook::ToNet), "to_net_rest"),
-    (Program::Sctp(Hook::FromPod), "from_pod_sctp"),
-    (Program::Sctp(Hook::ToPod), "to_pod_sctp"),
-    (Program::Sctp(Hook::FromNet), "from_net_sctp"),
-    (Program::Sctp(Hook::ToNet), "to_net_sctp"),
-    (Program::Open(Hook::FromPod), "from_pod_open"),
-    (Program::Open(Hook::FromNet), "from_net_open"),
-    (Program::Open(Hook::ToNet), "to_net_open"),
-];
 
 /// The programs at the cgroup; each one's name is that of its hook.
 pub(super) const SOCKET_PROGRAMS: [&str; 8] =

@@ -6,21 +6,19 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 use std::thread;
 
-use aya::maps::{MapData, ProgramArray};
 use aya::programs::{CgroupSockAddr, Program, ProgramError, SchedClassifier};
 use aya::{Ebpf, EbpfLoader, include_bytes_aligned};
 use podnet_common::abi;
 use podnet_common::network::ServiceNetworks;
 
-use super::attach::{
-    self, INTERFACE_PROGRAMS, NEXT_PROGRAMS, Pin, SOCKET_PROGRAMS, Side, not_in_the_object, program_mut,
-};
+use super::attach::{self, INTERFACE_PROGRAMS, Pin, SOCKET_PROGRAMS, Side, not_in_the_object};
 use super::error::Error;
 use super::filter::Filter;
+use super::next::{NEXT_PROGRAMS, NextPrograms};
 use super::pins::Pins;
-use super::staging::{Replaced, Staging};
+use super::staging::Staging;
 use super::tables::{Tables, shapes};
-use super::{AttachMode, Settings, SocketLb, sys};
+use super::{AttachMode, Settings, SocketLb, next, sys};
 use crate::changes::{Changes, Snapshot};
 
 static OBJECT: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/podnet-ebpf.o"));
@@ -35,7 +33,9 @@ pub struct Dataplane {
     ebpf: Ebpf,
     tables: Tables,
     filter: Filter,
-    replaced: Option<Replaced>,
+    next: NextPrograms,
+    /// Tables in whose place others are, until the programs that work on them are replaced.
+    replaced: Option<Tables>,
     pins: Pins,
     attach: AttachMode,
     cgroup: Option<PathBuf>,
@@ -69,25 +69,26 @@ impl Dataplane {
             tables.set_networks(ServiceNetworks::default())?;
         }
         load_interface_programs(&mut ebpf)?;
-        install_next_programs(&mut ebpf)?;
+        let next = NextPrograms::install(&mut ebpf, staging.directory())?;
         if cgroup.is_some() {
             load_socket_programs(&mut ebpf)?;
         }
         staging.finish()?;
-        let replaced = Some(staging.into_replaced());
-        Ok(Self { ebpf, tables, filter, replaced, pins, attach: settings.attach, cgroup })
+        let replaced = staging.into_replaced();
+        Ok(Self { ebpf, tables, filter, next, replaced, pins, attach: settings.attach, cgroup })
     }
 
     /// Completes the take-over from an earlier agent, once all programs are attached: flows that its
-    /// programs have opened in maps of another size are copied, and what is left of other layout versions
-    /// is removed.
+    /// programs have opened in maps of another size are copied, and what is left of those programs and of
+    /// other layout versions is removed.
     ///
     /// # Errors
     /// When a map cannot be read or written, or a pin not be removed.
     pub fn take_over(&mut self) -> Result<(), Error> {
-        if let Some(old) = self.replaced.take().and_then(|replaced| replaced.tables) {
+        if let Some(old) = self.replaced.take() {
             self.tables.catch_up_with(&old)?;
         }
+        next::forget_earlier(&self.pins)?;
         self.pins.remove_other_layouts()
     }
 
@@ -121,6 +122,7 @@ impl Dataplane {
     /// # Errors
     /// When the kernel refuses; [`AttachMode::Auto`] has then tried tcx and clsact.
     pub fn attach_interface(&mut self, side: Side, index: u32, name: &str) -> Result<(), Error> {
+        self.next.keep(&self.pins)?;
         attach::attach_interface(&mut self.ebpf, &self.pins, self.attach, side, index, name)
     }
 
@@ -205,22 +207,6 @@ where
             .into_iter()
             .try_for_each(|worker| worker.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
     })
-}
-
-/// Puts the programs that those at interfaces leave packets to where they find them.
-fn install_next_programs(ebpf: &mut Ebpf) -> Result<(), Error> {
-    let missing = || Error::Table {
-        action: "finding",
-        table: abi::PROGRAMS,
-        source: std::io::Error::from(std::io::ErrorKind::NotFound),
-    };
-    let mut array: ProgramArray<MapData> = ebpf.take_map(abi::PROGRAMS).ok_or_else(missing)?.try_into()?;
-    for (place, name) in NEXT_PROGRAMS {
-        let program: &mut SchedClassifier = program_mut(ebpf, name)?;
-        let fd = program.fd().map_err(|source| Error::Load { program: name, source })?;
-        array.set(place.index(), fd, 0)?;
-    }
-    Ok(())
 }
 
 /// Has the kernel verify the programs at sockets.

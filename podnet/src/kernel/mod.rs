@@ -4,6 +4,7 @@
 //!
 //! ```text
 //! <bpffs>/v<LAYOUT>/maps/<NAME>                      the maps of podnet_common::abi
+//! <bpffs>/v<LAYOUT>/maps/PROGRAMS-<n>                what earlier agents' programs need until they are replaced
 //! <bpffs>/v<LAYOUT>/links/tcx-<ifindex>-<direction>  programs at an interface
 //! <bpffs>/v<LAYOUT>/links/cgroup-<hook>-<cgroup id>  programs at a cgroup
 //! ```
@@ -16,6 +17,7 @@ mod conntrack;
 mod error;
 mod filter;
 mod load;
+mod next;
 mod pins;
 mod ports;
 mod probe;

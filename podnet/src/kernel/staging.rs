@@ -14,13 +14,6 @@ use super::pins::{Pins, names, remove_directory, remove_file};
 use super::tables::{Tables, shapes};
 use crate::changes::Capacity;
 
-/// Maps in whose place others are, while programs may still be attached that work on them.
-pub(super) struct Replaced {
-    /// Tables.
-    pub(super) tables: Option<Tables>,
-    _programs: Option<MapData>,
-}
-
 /// Maps on their way.
 pub(super) struct Staging {
     directory: PathBuf,
@@ -29,9 +22,6 @@ pub(super) struct Staging {
     made: Vec<&'static str>,
     /// What was there before.
     old: Option<Tables>,
-    /// The programs that the old ones at the hooks leave packets to. The kernel forgets those of an array that
-    /// nobody holds.
-    old_programs: Option<MapData>,
 }
 
 impl Staging {
@@ -45,9 +35,7 @@ impl Staging {
         if let Some(old) = &old {
             old.check_fit(capacity)?;
         }
-        let old_programs = MapData::from_pin(pins.maps().join(abi::PROGRAMS)).ok();
-        let mut staging =
-            Self { directory: pins.next(), maps: pins.maps(), made: Vec::new(), old, old_programs };
+        let mut staging = Self { directory: pins.next(), maps: pins.maps(), made: Vec::new(), old };
         staging.clear()?;
         fs::create_dir(&staging.directory).map_err(|source| Error::File {
             action: "creating",
@@ -56,10 +44,7 @@ impl Staging {
         })?;
         for shape in shapes(capacity) {
             match MapData::from_pin(staging.maps.join(shape.name)) {
-                // Programs at hooks that work on the old maps need others that do.
-                Ok(map) if shape.name != abi::PROGRAMS && shape.is(&map)? => {
-                    map.pin(staging.directory.join(shape.name))?
-                }
+                Ok(map) if shape.is(&map)? => map.pin(staging.directory.join(shape.name))?,
                 // One that is missing, or was made by a podnet that knew fewer reasons to count.
                 _ => staging.made.push(shape.name),
             }
@@ -77,10 +62,11 @@ impl Staging {
         self.made.contains(&name)
     }
 
-    /// What was there before, if some of it has been made anew.
-    pub(super) fn into_replaced(mut self) -> Replaced {
-        let tables = self.made.iter().any(|name| *name != abi::PROGRAMS);
-        Replaced { tables: self.old.take().filter(|_| tables), _programs: self.old_programs.take() }
+    /// The tables that were there before, if others are in the place of some of them, while programs may still
+    /// be attached that work on them.
+    pub(super) fn into_replaced(mut self) -> Option<Tables> {
+        let replaced = !self.made.is_empty();
+        self.old.take().filter(|_| replaced)
     }
 
     /// Fills the new maps from the old ones.

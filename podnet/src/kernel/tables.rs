@@ -9,7 +9,7 @@ use std::path::Path;
 
 use aya::maps::MapData;
 use nix::libc;
-use podnet_common::abi::{self, FRAGMENT_ENTRIES, Program, ServiceName};
+use podnet_common::abi::{self, FRAGMENT_ENTRIES, ServiceName};
 use podnet_common::affinity::{Affinity, AffinityKey};
 use podnet_common::conntrack::{Flow, Tuple};
 use podnet_common::filter::FILTER_WORDS;
@@ -245,8 +245,8 @@ impl Shape {
     }
 }
 
-/// The shapes of all maps, by the sizes that people set.
-pub(super) fn shapes(capacity: &Capacity) -> [Shape; 14] {
+/// The shapes of all maps but that of programs, which is each agent's own, by the sizes that people set.
+pub(super) fn shapes(capacity: &Capacity) -> [Shape; 13] {
     [
         Shape::of::<FrontendKey, Frontend>(abi::FRONTENDS, capacity.frontends),
         Shape::of::<u32, BackendId>(abi::SLOTS, capacity.slots),
@@ -260,7 +260,6 @@ pub(super) fn shapes(capacity: &Capacity) -> [Shape; 14] {
         Shape::of::<u32, u64>(abi::FILTER, FILTER_WORDS),
         Shape::of::<SourceKey, u32>(abi::SOURCES, sources(capacity)),
         Shape::of::<u32, ServiceNetworks>(abi::NETWORKS, 1),
-        Shape::of::<u32, u32>(abi::PROGRAMS, Program::COUNT),
         Shape::of::<u32, Limit>(abi::LIMIT, 1),
         Shape::of::<u32, u64>(abi::COUNTERS, REASONS),
     ]
