@@ -15,14 +15,13 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use libfuzzer_sys::fuzz_target;
 use podnet_common::conntrack::{Flow, State, Time, Tuple, Way};
-use podnet_common::host::{HostTables, route_all};
+use podnet_common::host::{HostTables, WayOut, route_all};
 use podnet_common::packet::parse;
 use podnet_common::route::Hook;
 use podnet_common::service::{
     Backend, BackendFlags, BackendId, BackendRef, Frontend, FrontendFlags, FrontendKey, FrontendKind,
     ServiceId, SlotRange,
 };
-use podnet_common::tables::WayOut;
 use podnet_common::verdict::{Reason, Verdict};
 use podnet_common::wire::{Endpoint, Protocol};
 use verdicts::{DROPS, REFUSALS};

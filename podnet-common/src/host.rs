@@ -20,7 +20,7 @@ use crate::service::{
     Backend, BackendFlags, BackendId, Frontend, FrontendKey, FrontendKind, ServiceId, SlotRange,
 };
 use crate::socket::{Known, Peer, PeerKey, Sockets};
-use crate::tables::{InsertError, Overwrite, Services, Tables, WayOut};
+use crate::tables::{InsertError, Overwrite, Services, Tables};
 use crate::verdict::Verdict;
 use crate::wire::{Addr, Be16, Endpoint, Protocol};
 
@@ -59,6 +59,15 @@ pub fn route_all<F: Frame, T: Tables>(hook: Hook, frame: &mut F, tables: &mut T)
             verdict => return verdict,
         };
     }
+}
+
+/// How packets leave the node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct WayOut {
+    /// By which interface.
+    pub interface: u32,
+    /// The node's own address there.
+    pub source: Addr,
 }
 
 /// All tables of the kernel in plain memory, and the clock and the dice beside them.
@@ -198,6 +207,11 @@ impl HostTables {
         words
     }
 
+    fn route(&self, to: &Tuple) -> Option<WayOut> {
+        let family = to.destination().addr.family();
+        self.ways_out.iter().copied().find(|out| out.source.family() == family)
+    }
+
     fn places(&self) -> impl Iterator<Item = Place> {
         let left = self.backends.iter().filter(|backend| !backend.serving());
         let left = left.map(|backend| Place::of_frontend(backend.endpoint().addr));
@@ -289,9 +303,12 @@ impl Tables for HostTables {
         self.interface
     }
 
-    fn way_out(&self, to: &Tuple) -> Option<WayOut> {
-        let family = to.destination().addr.family();
-        self.ways_out.iter().copied().find(|out| out.source.family() == family)
+    fn way_out(&self, to: &Tuple) -> Option<u32> {
+        self.route(to).map(|out| out.interface)
+    }
+
+    fn own_address(&self, to: &Tuple) -> Option<Addr> {
+        self.route(to).map(|out| out.source)
     }
 
     fn fragment(&self, key: &FragmentKey) -> Option<FragmentPorts> {

@@ -68,8 +68,8 @@ pub(crate) fn origin<F: Frame, T: Tables>(
         return Ok(Origin { addr: client.addr, way: sender.way(), state, mac });
     }
     let to = Tuple::between(client, choice.endpoint, packet.tuple.protocol());
-    let out = match tables.way_out(&to) {
-        Some(out) => out,
+    let addr = match tables.own_address(&to) {
+        Some(addr) => addr,
         // The backend has this node's own address: its answers pass here anyway.
         None if choice.local => {
             let mac = Mac::default();
@@ -77,7 +77,7 @@ pub(crate) fn origin<F: Frame, T: Tables>(
         }
         None => return Err(Reason::NoRoute),
     };
-    Ok(Origin { addr: out.source, way: Way::MASQUERADE, state: State::new(false), mac: Mac::default() })
+    Ok(Origin { addr, way: Way::MASQUERADE, state: State::new(false), mac: Mac::default() })
 }
 
 /// Takes a tuple towards the chosen backend whose replies belong to this flow alone, by writing the entry

@@ -533,11 +533,11 @@ fn send_on<F: Frame, T: Tables>(
             if way == Way::MASQUERADE
                 || direction == Direction::Forward && (way == Way::NODE || flow.state.at_once()) =>
         {
-            let out = tables.way_out(to).ok_or(Verdict::Drop(Reason::NoRoute))?;
+            let interface = tables.way_out(to).ok_or(Verdict::Drop(Reason::NoRoute))?;
             if flow.way == Way::MASQUERADE {
                 nat::hop(frame, family).ok_or(Verdict::Pass(Reason::Expired))?;
             }
-            Ok(Verdict::Forward(out.interface, reason))
+            Ok(Verdict::Forward(interface, reason))
         }
         _ => Ok(Verdict::Translated(reason)),
     }

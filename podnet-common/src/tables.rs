@@ -26,15 +26,6 @@ pub enum Overwrite {
     Yes,
 }
 
-/// How a packet leaves this node.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct WayOut {
-    /// By which interface.
-    pub interface: u32,
-    /// This node's address there.
-    pub source: Addr,
-}
-
 /// What decisions need to know: read by everybody, written by user space.
 pub trait Services {
     /// The frontend at this address.
@@ -86,8 +77,11 @@ pub trait Tables: Services {
     fn admits(&self, service: ServiceId, source: Addr) -> bool;
     /// The interface at which the packet at hand is met.
     fn interface(&self) -> u32;
-    /// How the packet at hand goes on if it is to go to `to`'s destination; `None` if there is no route.
-    fn way_out(&self, to: &Tuple) -> Option<WayOut>;
+    /// The interface by which the packet at hand goes on if it is to go to `to`'s destination; `None` if there
+    /// is no route.
+    fn way_out(&self, to: &Tuple) -> Option<u32>;
+    /// This node's own address on that way; `None` also where the kernel does not tell (before Linux 6.7).
+    fn own_address(&self, to: &Tuple) -> Option<Addr>;
     /// What is remembered of the first fragment of a packet.
     fn fragment(&self, key: &FragmentKey) -> Option<FragmentPorts>;
     /// Remembers it. A table that takes no more costs the packet its other fragments.

@@ -4,7 +4,7 @@
 mod support;
 
 use podnet_common::conntrack::{Time, Tuple};
-use podnet_common::host::{HostTables, route_all};
+use podnet_common::host::{HostTables, WayOut, route_all};
 use podnet_common::network::{Network, ServiceNetworks, Source};
 use podnet_common::origin::MASQUERADE_PORTS;
 use podnet_common::route::Hook;
@@ -12,7 +12,6 @@ use podnet_common::service::{
     Backend, BackendFlags, BackendId, Frontend, FrontendFlags, FrontendKey, FrontendKind, ServiceId,
     SlotRange,
 };
-use podnet_common::tables::WayOut;
 use podnet_common::verdict::{Reason, Verdict};
 use podnet_common::wire::{Endpoint, Family, Protocol};
 use support::*;

@@ -6,12 +6,12 @@ mod support;
 use std::collections::HashMap;
 
 use podnet_common::conntrack::{Time, Tuple};
-use podnet_common::host::{HostTables, route_all};
+use podnet_common::host::{HostTables, WayOut, route_all};
 use podnet_common::packet;
 
 use podnet_common::route::Hook;
 use podnet_common::service::{Backend, BackendFlags, BackendId, FrontendKey, ServiceId};
-use podnet_common::tables::{Services, WayOut};
+use podnet_common::tables::Services;
 use podnet_common::verdict::{Reason, Verdict};
 use podnet_common::wire::{Endpoint, Family, Protocol};
 use proptest::prelude::*;

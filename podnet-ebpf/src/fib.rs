@@ -5,24 +5,59 @@ use aya_ebpf::bindings::bpf_fib_lookup as Query;
 use aya_ebpf::helpers::generated::bpf_fib_lookup;
 use aya_ebpf::programs::TcContext;
 use podnet_common::conntrack::Tuple;
-use podnet_common::tables::WayOut;
 use podnet_common::wire::{Addr, Be32, Family};
 
 const AF_INET: u8 = 2;
 const AF_INET6: u8 = 10;
-/// Flags of include/uapi/linux/bpf.h: neighbours are found when the packet is sent; and the source that a
-/// socket of this machine would get is told (Linux 6.7).
+/// Of include/uapi/linux/bpf.h: neighbours are found when the packet is sent; and the source that a socket of
+/// this machine would get is told. Older kernels than Linux 6.3 and 6.7 refuse them.
 const BPF_FIB_LOOKUP_SKIP_NEIGH: u32 = 1 << 2;
 const BPF_FIB_LOOKUP_SRC: u32 = 1 << 4;
+/// There is a route; who the next hop is will be found out when the packet is sent.
+const BPF_FIB_LKUP_RET_NO_NEIGH: i64 = 7;
+const EINVAL: i64 = 22;
 
-/// How a packet to the destination of `to` leaves this node.
+/// The interface by which a packet to the destination of `to` leaves this node.
 #[inline(always)]
-pub(crate) fn way_out(ctx: &TcContext, to: &Tuple) -> Option<WayOut> {
+pub(crate) fn way_out(ctx: &TcContext, to: &Tuple) -> Option<u32> {
+    let mut query = query(ctx, to);
+    match ask(ctx, &mut query, 0) {
+        0 | BPF_FIB_LKUP_RET_NO_NEIGH => Some(query.ifindex),
+        _ => None,
+    }
+}
+
+/// This node's own address on that way.
+#[inline(always)]
+pub(crate) fn own_address(ctx: &TcContext, to: &Tuple) -> Option<Addr> {
+    let mut query = query(ctx, to);
+    if ask(ctx, &mut query, BPF_FIB_LOOKUP_SKIP_NEIGH | BPF_FIB_LOOKUP_SRC) != 0 {
+        return None;
+    }
+    // SAFETY: the kernel has filled the field of the family that was asked for.
+    Some(unsafe {
+        match to.destination().addr.family() {
+            Family::V4 => Addr::v4(Be32::from_raw(query.__bindgen_anon_3.ipv4_src)),
+            Family::V6 => Addr::from_words(query.__bindgen_anon_3.ipv6_src.map(Be32::from_raw)),
+        }
+    })
+}
+
+/// Whether the kernel tells this node's own addresses, whatever they may be.
+#[inline(always)]
+pub(crate) fn tells_own_addresses(ctx: &TcContext) -> bool {
     // SAFETY: all of the structure is numbers, for which zero is a value.
     let mut query: Query = unsafe { core::mem::zeroed() };
-    let family = to.destination().addr.family();
+    query.family = AF_INET;
+    ask(ctx, &mut query, BPF_FIB_LOOKUP_SKIP_NEIGH | BPF_FIB_LOOKUP_SRC) != -EINVAL
+}
+
+#[inline(always)]
+fn query(ctx: &TcContext, to: &Tuple) -> Query {
+    // SAFETY: all of the structure is numbers, for which zero is a value.
+    let mut query: Query = unsafe { core::mem::zeroed() };
     let (source, destination) = (to.source().addr.words(), to.destination().addr.words());
-    match family {
+    match to.destination().addr.family() {
         Family::V4 => {
             query.family = AF_INET;
             query.__bindgen_anon_3.ipv4_src = source[3].raw();
@@ -37,18 +72,11 @@ pub(crate) fn way_out(ctx: &TcContext, to: &Tuple) -> Option<WayOut> {
     query.l4_protocol = to.protocol().0;
     // SAFETY: a field of the context.
     query.ifindex = unsafe { (*ctx.skb.skb).ifindex };
-    let flags = BPF_FIB_LOOKUP_SKIP_NEIGH | BPF_FIB_LOOKUP_SRC;
+    query
+}
+
+#[inline(always)]
+fn ask(ctx: &TcContext, query: &mut Query, flags: u32) -> i64 {
     // SAFETY: a helper on this program's own context and a structure of the size that is named.
-    let found = unsafe { bpf_fib_lookup(ctx.as_ptr(), &raw mut query, size_of::<Query>() as i32, flags) };
-    if found != 0 {
-        return None;
-    }
-    // SAFETY: the kernel has filled the field of the family that was asked for.
-    let source = unsafe {
-        match family {
-            Family::V4 => Addr::v4(Be32::from_raw(query.__bindgen_anon_3.ipv4_src)),
-            Family::V6 => Addr::from_words(query.__bindgen_anon_3.ipv6_src.map(Be32::from_raw)),
-        }
-    };
-    Some(WayOut { interface: query.ifindex, source })
+    unsafe { bpf_fib_lookup(ctx.as_ptr(), &raw mut *query, size_of::<Query>() as i32, flags) }
 }

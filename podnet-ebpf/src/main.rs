@@ -129,6 +129,13 @@ pub fn to_net_open(ctx: TcContext) -> i32 {
     open(&ctx, Hook::ToNet)
 }
 
+/// Runs only for the agent and `podnet check`, which are told by it whether masquerading is possible here: 1, or 0.
+#[classifier]
+#[inline(always)]
+pub fn can_masquerade(ctx: TcContext) -> i32 {
+    i32::from(fib::tells_own_addresses(&ctx))
+}
+
 #[inline(always)]
 fn route(ctx: &TcContext, hook: Hook) -> i32 {
     let Some(mut frame) = Skb::new(ctx) else { return TC_ACT_UNSPEC };

@@ -11,7 +11,7 @@ use podnet_common::fragment::{FragmentKey, FragmentPorts};
 use podnet_common::network::Source;
 use podnet_common::service::{Backend, BackendId, Frontend, FrontendKey, ServiceId};
 use podnet_common::socket::{Known, Peer, PeerKey, Sockets};
-use podnet_common::tables::{InsertError, Overwrite, Services, Tables, WayOut};
+use podnet_common::tables::{InsertError, Overwrite, Services, Tables};
 use podnet_common::wire::{Addr, Endpoint, Protocol};
 
 use crate::fib;
@@ -85,8 +85,13 @@ impl Tables for KernelTables<'_, TcContext> {
     }
 
     #[inline(always)]
-    fn way_out(&self, to: &Tuple) -> Option<WayOut> {
+    fn way_out(&self, to: &Tuple) -> Option<u32> {
         fib::way_out(self.0, to)
+    }
+
+    #[inline(always)]
+    fn own_address(&self, to: &Tuple) -> Option<Addr> {
+        fib::own_address(self.0, to)
     }
 
     #[inline(always)]

@@ -243,7 +243,14 @@ impl Agent {
         metrics: Arc<Metrics>,
         events: Events,
     ) -> Result<Self, Error> {
-        let dataplane = Dataplane::open(&settings.kernel)?;
+        let mut dataplane = Dataplane::open(&settings.kernel)?;
+        match dataplane.can_masquerade() {
+            Ok(true) => {}
+            Ok(false) => warn!(
+                "this kernel cannot masquerade (Linux 6.7 can): clients outside reach no backends on other nodes"
+            ),
+            Err(error) => warn!(%error, "it cannot be tried whether this kernel can masquerade"),
+        }
         let memory = dataplane.memory()?;
         let total: u64 = memory.iter().map(|(_, bytes)| bytes).sum();
         let each: Vec<String> =

@@ -16,6 +16,7 @@ use super::error::Error;
 use super::filter::Filter;
 use super::next::{NEXT_PROGRAMS, NextPrograms};
 use super::pins::Pins;
+use super::probe::can_masquerade;
 use super::staging::Staging;
 use super::tables::{Tables, shapes};
 use super::{AttachMode, Settings, SocketLb, next, sys};
@@ -90,6 +91,14 @@ impl Dataplane {
         }
         next::forget_earlier(&self.pins)?;
         self.pins.remove_other_layouts()
+    }
+
+    /// Whether the kernel tells programs the addresses of this node that masquerading needs (Linux 6.7).
+    ///
+    /// # Errors
+    /// When that cannot be tried.
+    pub fn can_masquerade(&mut self) -> Result<bool, Error> {
+        can_masquerade(&mut self.ebpf)
     }
 
     /// Reads what the maps hold.

@@ -3,7 +3,8 @@
 use std::fs;
 use std::path::Path;
 
-use aya::programs::{LinkOrder, SchedClassifier, TcAttachType, tc::TcAttachOptions};
+use aya::programs::tc::TcAttachOptions;
+use aya::programs::{LinkOrder, ProgramError, SchedClassifier, TcAttachType, TestRun as _, TestRunOptions};
 use aya::{Ebpf, EbpfLoader};
 use nix::sched::{CloneFlags, unshare};
 
@@ -60,6 +61,7 @@ pub fn probe(settings: &Settings) -> Vec<Finding> {
                 "podnet needs Linux 5.18 or newer",
             ));
             findings.push(tcx(&mut ebpf));
+            findings.push(masquerade(can_masquerade(&mut ebpf)));
             if settings.socket_lb != SocketLb::Off {
                 findings.push(verified(
                     "programs at sockets",
@@ -190,6 +192,34 @@ fn tcx(ebpf: &mut Ebpf) -> Finding {
     }
 }
 
+/// Whether the kernel tells programs what address of this node a packet would leave it by: a program asks.
+pub(super) fn can_masquerade(ebpf: &mut Ebpf) -> Result<bool, Error> {
+    const PROGRAM: &str = "can_masquerade";
+    /// The shortest frame that the kernel runs programs over.
+    const FRAME: [u8; 15] = [0; 15];
+    let failed = |source: ProgramError| Error::Load { program: PROGRAM, source };
+    let program: &mut SchedClassifier = program_mut(ebpf, PROGRAM)?;
+    program.load().map_err(failed)?;
+    let options = TestRunOptions { data_in: Some(&FRAME), ..TestRunOptions::default() };
+    Ok(program.test_run(options).map_err(failed)?.return_value != 0)
+}
+
+fn masquerade(tried: Result<bool, Error>) -> Finding {
+    const WHAT: &str = "masquerading";
+    let found = match tried {
+        Ok(true) => return Finding::ok(WHAT, "the kernel tells programs this node's own addresses"),
+        Ok(false) => "the kernel does not tell programs this node's own addresses".to_owned(),
+        Err(error) => format!("could not be tried: {}", chain(&error)),
+    };
+    Finding::bad(
+        WHAT,
+        Level::Warning,
+        found,
+        "Linux 6.7 or newer does; without, Services do not reach backends on other nodes for clients outside, \
+         nor with --masquerade-all",
+    )
+}
+
 fn forwarding(setting: &str) -> Finding {
     let path = format!("/proc/sys/{}", setting.replace('.', "/"));
     match fs::read_to_string(path).as_deref().map(str::trim) {
@@ -200,5 +230,21 @@ fn forwarding(setting: &str) -> Finding {
             "packets of this family are not forwarded",
             "pods reach each other only if the node forwards; most CNIs set this",
         ),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_kernel_that_cannot_masquerade_is_good_for_the_rest() {
+        assert_eq!(masquerade(Ok(true)).level, Level::Ok);
+        let finding = masquerade(Ok(false));
+        assert_eq!(finding.level, Level::Warning);
+        assert!(finding.hint.is_some_and(|hint| hint.contains("6.7")));
+        let error = masquerade(Err(Error::NoObject));
+        assert_eq!(error.level, Level::Warning);
+        assert!(error.detail.contains("no kernel programs"), "{}", error.detail);
     }
 }
