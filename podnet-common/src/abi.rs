@@ -56,13 +56,15 @@ pub enum Program {
     Sctp(Hook),
     /// [`route::open`](crate::route::open).
     Open(Hook),
+    /// [`route::complain`](crate::route::complain).
+    Complain(Hook),
 }
 
 impl Program {
     /// How many of each kind there are: one for each hook.
     const HOOKS: u32 = 4;
     /// How many places the program array has for them.
-    pub const COUNT: u32 = 3 * Self::HOOKS;
+    pub const COUNT: u32 = 4 * Self::HOOKS;
 
     /// Its place in the program array.
     #[inline(always)]
@@ -71,6 +73,7 @@ impl Program {
             Self::Rest(hook) => hook as u32,
             Self::Sctp(hook) => hook as u32 + Self::HOOKS,
             Self::Open(hook) => hook as u32 + 2 * Self::HOOKS,
+            Self::Complain(hook) => hook as u32 + 3 * Self::HOOKS,
         }
     }
 }

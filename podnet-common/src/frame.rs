@@ -55,6 +55,10 @@ pub trait Frame {
     #[inline(always)]
     fn note_change(&mut self, _change: Delta) {}
 
+    /// How long the longest packet is that a device makes of the frame, without its Ethernet header: it may cut a
+    /// frame whose headers end at `headers` into segments.
+    fn longest(&self, headers: usize) -> u16;
+
     /// Makes the first `length` bytes readable, or as many as there are, where a frame need not lie in one
     /// piece.
     #[inline(always)]

@@ -15,12 +15,13 @@ use crate::fragment::{FragmentKey, FragmentPorts};
 use crate::frame::{Frame, L4Patch, patch_field};
 use crate::limit::Limit;
 use crate::network::{Network, ServiceNetworks, Source};
+use crate::packet::ETHERNET;
 use crate::route::{self, Hook};
 use crate::service::{
     Backend, BackendFlags, BackendId, Frontend, FrontendKey, FrontendKind, ServiceId, SlotRange,
 };
 use crate::socket::{Known, Peer, PeerKey, Sockets};
-use crate::tables::{InsertError, Overwrite, Services, Tables};
+use crate::tables::{InsertError, NoWay, Overwrite, Services, Tables};
 use crate::verdict::Verdict;
 use crate::wire::{Addr, Be16, Endpoint, Protocol};
 
@@ -42,6 +43,10 @@ impl Frame for Vec<u8> {
         self.store(patch.offset, patch_field(field, patch))
     }
 
+    fn longest(&self, _headers: usize) -> u16 {
+        u16::try_from(self.len().saturating_sub(ETHERNET)).unwrap_or(u16::MAX)
+    }
+
     fn resize(&mut self, len: usize) -> Option<()> {
         Vec::resize(self, len, 0);
         Some(())
@@ -56,6 +61,7 @@ pub fn route_all<F: Frame, T: Tables>(hook: Hook, frame: &mut F, tables: &mut T)
             Verdict::Rest => route::rest(hook, frame, tables),
             Verdict::Sctp => route::sctp(hook, frame, tables),
             Verdict::Open => route::open(hook, frame, tables),
+            Verdict::Complain => route::complain(frame, tables),
             verdict => return verdict,
         };
     }
@@ -100,6 +106,8 @@ pub struct HostTables {
     pub interface: u32,
     /// How packets leave the node: those of a family by the first with a source of that family.
     pub ways_out: Vec<WayOut>,
+    /// How long packets that leave the node may be.
+    pub mtu: u16,
     /// How many refusals were sent, and how many fragments have begun to wait.
     pub limit: Limit,
     /// Whether packets may go past the node's stack.
@@ -131,6 +139,7 @@ impl Default for HostTables {
             networks: ServiceNetworks::default(),
             interface: 1,
             ways_out: Vec::new(),
+            mtu: u16::MAX,
             limit: Limit::default(),
             short_cuts: false,
             cookie: 0,
@@ -303,8 +312,11 @@ impl Tables for HostTables {
         self.interface
     }
 
-    fn way_out(&self, to: &Tuple) -> Option<u32> {
-        self.route(to).map(|out| out.interface)
+    fn way_out(&self, to: &Tuple, length: u16) -> Result<u32, NoWay> {
+        match self.route(to) {
+            Some(_) if length > self.mtu => Err(NoWay::Mtu(self.mtu)),
+            out => out.map(|out| out.interface).ok_or(NoWay::Unreachable),
+        }
     }
 
     fn own_address(&self, to: &Tuple) -> Option<Addr> {

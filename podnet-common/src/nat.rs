@@ -37,6 +37,16 @@ pub fn hop<F: Frame>(frame: &mut F, family: Family) -> Option<()> {
     }
 }
 
+/// Whether a hop ends the packet's time to live.
+#[inline(always)]
+pub fn expires<F: Frame>(frame: &F, family: Family) -> Option<bool> {
+    let at = match family {
+        Family::V4 => ETHERNET + 8,
+        Family::V6 => ETHERNET + 7,
+    };
+    frame.load::<u8>(at).map(|hops| hops < 2)
+}
+
 /// Writes the addresses and ports of `to` into the frame that `packet` was parsed from, and mends its
 /// checksums by difference. `None` if the frame does not hold what was parsed.
 #[inline(always)]

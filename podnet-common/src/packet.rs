@@ -95,6 +95,18 @@ pub(crate) fn parse_l4<F: Frame>(frame: &F, ip: &Header) -> Result<Packet, Reaso
     Ok(Packet { tuple, family: ip.family, l4, flags })
 }
 
+/// Where the headers of `packet` end, TCP's own options included. Of others the L4 header counts for nothing: how
+/// its length and that of a segment go together depends on the kind of segment.
+#[inline(always)]
+pub(crate) fn headers<F: Frame>(frame: &F, packet: &Packet) -> Option<usize> {
+    let l4 = frame.place(packet.l4)?;
+    if packet.tuple.protocol() != Protocol::TCP {
+        return Some(l4);
+    }
+    let data_offset: u8 = frame.load(l4 + 12)?;
+    Some(l4 + usize::from(data_offset >> 4) * 4)
+}
+
 /// Where the checksum stands in an L4 header.
 #[inline(always)]
 pub const fn checksum_field(protocol: Protocol) -> usize {

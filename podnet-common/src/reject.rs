@@ -1,14 +1,15 @@
-//! Refusing a connection in the name of a Service that has no endpoints.
+//! Answers that a sender gets in place of those of whom it has sent to.
 //!
-//! A TCP client gets a RST (RFC 9293, 3.5.2), which ends `connect()` with `ECONNREFUSED` in both families;
-//! a UDP client an ICMP port unreachable (RFC 792) or its ICMPv6 twin (RFC 4443, 3.1).
+//! A connection is refused in the name of a Service that has no endpoints: a TCP client gets a RST (RFC 9293,
+//! 3.5.2), which ends `connect()` with `ECONNREFUSED` in both families; a UDP client an ICMP port unreachable
+//! (RFC 792) or its ICMPv6 twin (RFC 4443, 3.1). Other ICMP errors say why a packet cannot go on.
 
 use zerocopy::{Immutable, IntoBytes};
 
 use crate::checksum::Sum;
 use crate::frame::Frame;
 use crate::ip;
-use crate::packet::{ETHERNET, IPV4, IPV6, Packet, TcpFlags};
+use crate::packet::{ETHERNET, IPV4, IPV6, Packet, TcpFlags, headers};
 use crate::route::turn_around;
 use crate::wire::{Addr, Be16, Be32, Endpoint, Family, Protocol};
 
@@ -66,18 +67,45 @@ struct IcmpHeader {
     kind: u8,
     code: u8,
     checksum: Be16,
-    unused: Be32,
+    /// What it is for depends on the kind.
+    word: Be32,
+}
+
+/// What an ICMP error says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Error {
+    /// Nobody is at the port.
+    PortUnreachable,
+    /// The way on takes packets of this length at the most (RFC 1191, 4; RFC 4443, 3.2).
+    TooBig(u16),
+    /// The packet has passed as many routers as it may.
+    TimeExceeded,
+}
+
+impl Error {
+    #[inline(always)]
+    const fn header(self, family: Family) -> IcmpHeader {
+        let (kind, code, word) = match (self, family) {
+            (Self::PortUnreachable, Family::V4) => (3, 3, 0),
+            (Self::PortUnreachable, Family::V6) => (1, 4, 0),
+            (Self::TooBig(mtu), Family::V4) => (3, 4, mtu),
+            (Self::TooBig(mtu), Family::V6) => (2, 0, mtu),
+            (Self::TimeExceeded, Family::V4) => (11, 0, 0),
+            (Self::TimeExceeded, Family::V6) => (3, 0, 0),
+        };
+        IcmpHeader { kind, code, checksum: Be16::new(0), word: Be32::new(word as u32) }
+    }
 }
 
 /// Makes of `frame`, which `packet` was parsed from, the refusal that its sender gets. `None` if the frame
 /// could not be changed; it is not fit to be sent then.
 #[inline(always)]
 pub fn reply<F: Frame>(frame: &mut F, packet: &Packet) -> Option<()> {
-    turn_around(frame)?;
     if packet.tuple.protocol() == Protocol::TCP {
+        turn_around(frame)?;
         reset(frame, packet)
     } else {
-        port_unreachable(frame, packet)
+        error(frame, packet, Error::PortUnreachable)
     }
 }
 
@@ -121,14 +149,15 @@ fn reset<F: Frame>(frame: &mut F, packet: &Packet) -> Option<()> {
 #[expect(clippy::cast_possible_truncation, reason = "at most what 16 bits say")]
 fn data_length<F: Frame>(frame: &F, packet: &Packet) -> Option<u32> {
     let end = ip::end(frame, packet.family)?;
-    let l4 = frame.place(packet.l4)?;
-    let data_offset: u8 = frame.load(l4 + 12)?;
-    let start = l4 + usize::from(data_offset >> 4) * 4;
-    Some(end.saturating_sub(start) as u32)
+    Some(end.saturating_sub(headers(frame, packet)?) as u32)
 }
 
+/// Makes of `frame`, which `packet` was parsed from, the ICMP error that its sender gets from whom it has sent to.
+/// `None` if the frame could not be changed; it is not fit to be sent then.
 #[inline(always)]
-fn port_unreachable<F: Frame>(frame: &mut F, packet: &Packet) -> Option<()> {
+pub fn error<F: Frame>(frame: &mut F, packet: &Packet, error: Error) -> Option<()> {
+    turn_around(frame)?;
+    let header = error.header(packet.family);
     let answer = packet.tuple.reply();
     let (source, destination) = (answer.source(), answer.destination());
     let transport: [Be32; QUOTE / 4] = frame.load(frame.place(packet.l4)?)?;
@@ -137,7 +166,6 @@ fn port_unreachable<F: Frame>(frame: &mut F, packet: &Packet) -> Option<()> {
             // Options are left out of the quote: what the sender looks for stands behind them.
             let mut quoted: [Be32; IPV4 / 4] = frame.load(ETHERNET)?;
             quoted[0] = Be32::new(0x4500_0000 | quoted[0].get() & 0x00ff_ffff);
-            let header = IcmpHeader { kind: 3, code: 3, checksum: Be16::default(), unused: Be32::default() };
             let sum = sum_of(&transport, sum_of(&quoted, Sum::ZERO));
             let length = ICMP + IPV4 + QUOTE;
             let l4 = write_ip(frame, Family::V4, source.addr, destination.addr, Protocol::ICMP, length)?;
@@ -149,7 +177,6 @@ fn port_unreachable<F: Frame>(frame: &mut F, packet: &Packet) -> Option<()> {
             // Extension headers likewise: the quote says that UDP follows at once.
             let mut quoted: [Be32; IPV6 / 4] = frame.load(ETHERNET)?;
             quoted[1] = Be32::new(quoted[1].get() & 0xffff_00ff | u32::from(packet.tuple.protocol().0) << 8);
-            let header = IcmpHeader { kind: 1, code: 4, checksum: Be16::default(), unused: Be32::default() };
             let length = ICMP + IPV6 + QUOTE;
             let pseudo = pseudo_header(source, destination, Protocol::ICMPV6, be16(length));
             let sum = sum_of(&transport, sum_of(&quoted, pseudo));
@@ -163,7 +190,8 @@ fn port_unreachable<F: Frame>(frame: &mut F, packet: &Packet) -> Option<()> {
 
 #[inline(always)]
 fn write_icmp<F: Frame>(frame: &mut F, l4: usize, header: IcmpHeader, rest: Sum) -> Option<()> {
-    let checksum = rest.word(Be16::new(u16::from(header.kind) << 8 | u16::from(header.code))).finish();
+    let kind = Be16::new(u16::from(header.kind) << 8 | u16::from(header.code));
+    let checksum = rest.word(kind).double_word(header.word.raw()).finish();
     frame.store(l4, IcmpHeader { checksum, ..header })
 }
 

@@ -10,12 +10,12 @@ use crate::frame::Frame;
 use crate::icmp;
 use crate::nat;
 use crate::origin::{origin, reserve, taken};
-use crate::packet::{self, Packet, TcpFlags};
+use crate::packet::{self, ETHERNET, Packet, TcpFlags};
 use crate::reject;
 use crate::sctp;
 use crate::select::{Nobody, Side, select};
 use crate::service::{BackendFlags, Frontend, FrontendFlags, FrontendKey};
-use crate::tables::{InsertError, Overwrite, Tables};
+use crate::tables::{InsertError, NoWay, Overwrite, Tables};
 use crate::verdict::{Reason, Verdict};
 use crate::wire::{Addr, Be16, Endpoint, Family, Protocol};
 
@@ -145,6 +145,40 @@ pub fn open<F: Frame, T: Tables>(hook: Hook, frame: &mut F, tables: &mut T) -> V
     }
 }
 
+/// Tells the sender of a packet, whole or a first fragment, why it cannot leave this node: what a router would say
+/// (RFC 1191, RFC 8201; RFC 1812, 5.3.1), in the name of the address that the packet was sent to.
+///
+/// Too large a packet is answered even if it may be fragmented, which a program cannot do: Linux as its sender heeds
+/// the answer all the same, and fragments those after it.
+#[inline(always)]
+pub fn complain<F: Frame, T: Tables>(frame: &mut F, tables: &mut T) -> Verdict {
+    const TRUNCATED: Verdict = Verdict::Drop(Reason::Truncated);
+    let packet = match fragment::parse(frame) {
+        Ok(Fragment::Whole(packet) | Fragment::First(packet, _)) => packet,
+        Ok(Fragment::Later(_)) => return Verdict::Drop(Reason::FragmentAlone),
+        Err(reason) => return Verdict::Drop(reason),
+    };
+    let Some(flow) = tables.flow(&packet.tuple) else { return Verdict::Drop(Reason::NoRoute) };
+    let Some(headers) = packet::headers(frame, &packet) else { return TRUNCATED };
+    let to = flow.to(packet.tuple.protocol());
+    let (error, reason) = match tables.way_out(&to, frame.longest(headers)) {
+        Err(NoWay::Mtu(mtu)) => (reject::Error::TooBig(mtu), Reason::TooBig),
+        Ok(_) if nat::expires(frame, packet.family) == Some(true) => {
+            (reject::Error::TimeExceeded, Reason::Expired)
+        }
+        // Or there is a route by now: its sender may try again.
+        _ => return Verdict::Drop(Reason::NoRoute),
+    };
+    if !tables.may_refuse() {
+        return Verdict::Drop(Reason::TooManyRefusals);
+    }
+    match reject::error(frame, &packet, error) {
+        Some(()) if flow.way == Way::NODE => Verdict::Inject(tables.interface(), reason),
+        Some(()) => Verdict::Return(reason),
+        None => Verdict::Drop(reason),
+    }
+}
+
 /// Translates a packet of a known flow: one that is whole, or the first fragment of one.
 #[inline(always)]
 fn decide<const SCTP: bool, F: Frame, T: Tables>(
@@ -168,7 +202,9 @@ fn decide<const SCTP: bool, F: Frame, T: Tables>(
         };
     }
     // Known flows first, SYNs too: a repeated one must not choose again.
-    if let Some(flow) = tables.flow(&packet.tuple) {
+    if let Some(flow) = tables.flow(&packet.tuple)
+        && flow.alive(packet.tuple.protocol(), tables.now())
+    {
         let short_cut = if short_cuts { short_cut(tables, packet, &flow) } else { None };
         if hook.translates(&flow) || short_cut.is_some() {
             match (follow::<SCTP, _, _>(frame, tables, packet, &flow), short_cut) {
@@ -178,7 +214,7 @@ fn decide<const SCTP: bool, F: Frame, T: Tables>(
                 (Some(verdict), _) => return verdict,
                 (None, _) => {}
             }
-        } else if flow.alive(packet.tuple.protocol(), tables.now()) {
+        } else {
             return Verdict::Pass(Reason::NotService);
         }
     }
@@ -241,12 +277,13 @@ fn later_fragment<F: Frame, T: Tables>(
         Some(flow) if hook.translates(&flow) => {
             let to = flow.to(tuple.protocol());
             let family = tuple.source().addr.family();
-            match send_on(frame, tables, family, &to, &flow, Reason::FollowingFragment) {
+            // Nobody complains of later fragments (RFC 1122, 3.2.2).
+            match send_on(frame, tables, family, None, &to, &flow, Reason::FollowingFragment) {
                 Ok(verdict) => match fragment::rewrite_addresses(frame, key, &to) {
                     Some(()) => verdict,
                     None => Verdict::Drop(Reason::Truncated),
                 },
-                Err(verdict) => verdict,
+                Err(reason) => Verdict::Drop(reason),
             }
         }
         _ => Verdict::Pass(Reason::FragmentAlone),
@@ -264,12 +301,13 @@ fn icmp_error<F: Frame, T: Tables>(hook: Hook, frame: &mut F, tables: &mut T) ->
     match tables.flow(&tuple) {
         Some(flow) if hook.translates(&flow) => {
             let to = flow.to(tuple.protocol());
-            match send_on(frame, tables, error.family, &to, &flow, Reason::IcmpError) {
+            // Nor of ICMP errors.
+            match send_on(frame, tables, error.family, None, &to, &flow, Reason::IcmpError) {
                 Ok(verdict) => match icmp::rewrite(frame, &error, &to) {
                     Some(()) => verdict,
                     None => Verdict::Drop(Reason::Truncated),
                 },
-                Err(verdict) => verdict,
+                Err(reason) => Verdict::Drop(reason),
             }
         }
         _ => Verdict::Pass(Reason::OtherProtocol),
@@ -343,7 +381,7 @@ fn left_behind<T: Tables>(tables: &T, destination: Endpoint, protocol: Protocol)
     tables.frontend(&FrontendKey::new(peer.endpoint(), protocol))
 }
 
-/// Translates a packet of a known flow; `None` if the entry no longer holds for it.
+/// Translates a packet of a living flow; `None` if the entry does not hold for it.
 #[inline(always)]
 fn follow<const SCTP: bool, F: Frame, T: Tables>(
     frame: &mut F,
@@ -353,9 +391,6 @@ fn follow<const SCTP: bool, F: Frame, T: Tables>(
 ) -> Option<Verdict> {
     let protocol = packet.tuple.protocol();
     let now = tables.now();
-    if !flow.alive(protocol, now) {
-        return None;
-    }
     let reason = match flow.state.direction() {
         Direction::Reply => Reason::Reply,
         // The client uses the port of a connection that is over for a new one.
@@ -489,12 +524,13 @@ fn translate<const SCTP: bool, F: Frame, T: Tables>(
     flow: &Flow,
     reason: Reason,
 ) -> Verdict {
-    match send_on(frame, tables, packet.family, to, flow, reason) {
+    match send_on(frame, tables, packet.family, Some(packet), to, flow, reason) {
         Ok(verdict) => match rewrite::<SCTP, _>(frame, packet, to) {
             Some(()) => verdict,
             None => Verdict::Drop(Reason::Truncated),
         },
-        Err(verdict) => verdict,
+        Err(Reason::Truncated) => Verdict::Drop(Reason::Truncated),
+        Err(_) => Verdict::Complain,
     }
 }
 
@@ -507,35 +543,39 @@ fn rewrite<const SCTP: bool, F: Frame>(frame: &mut F, packet: &Packet, to: &Tupl
     }
 }
 
-/// Prepares a frame to go on as its flow's entry says, once it has got the tuple `to`; an error is what
-/// becomes of it instead.
+/// Prepares a frame, of `packet` unless that has no L4 header or is an ICMP error, to go on as its flow's entry says,
+/// once it has got the tuple `to`; an error is why it cannot, and the frame is as it was.
 #[inline(always)]
 fn send_on<F: Frame, T: Tables>(
     frame: &mut F,
     tables: &T,
     family: Family,
+    packet: Option<&Packet>,
     to: &Tuple,
     flow: &Flow,
     reason: Reason,
-) -> Result<Verdict, Verdict> {
-    const TRUNCATED: Verdict = Verdict::Drop(Reason::Truncated);
+) -> Result<Verdict, Reason> {
     match (flow.way, flow.state.direction()) {
         _ if flow.state.hairpin() => {
-            turn_around(frame).ok_or(TRUNCATED)?;
+            turn_around(frame).ok_or(Reason::Truncated)?;
             Ok(Verdict::Return(reason))
         }
         (Way::NODE, Direction::Reply) => {
             // Linux takes in only what is addressed to the interface it comes in by.
-            frame.store(0, flow.client_mac).ok_or(TRUNCATED)?;
+            frame.store(0, flow.client_mac).ok_or(Reason::Truncated)?;
             Ok(Verdict::Inject(flow.client_interface, reason))
         }
         (way, direction)
             if way == Way::MASQUERADE
                 || direction == Direction::Forward && (way == Way::NODE || flow.state.at_once()) =>
         {
-            let interface = tables.way_out(to).ok_or(Verdict::Drop(Reason::NoRoute))?;
+            let headers = match packet {
+                Some(packet) => packet::headers(frame, packet).ok_or(Reason::Truncated)?,
+                None => ETHERNET,
+            };
+            let interface = tables.way_out(to, frame.longest(headers)).map_err(NoWay::reason)?;
             if flow.way == Way::MASQUERADE {
-                nat::hop(frame, family).ok_or(Verdict::Pass(Reason::Expired))?;
+                nat::hop(frame, family).ok_or(Reason::Expired)?;
             }
             Ok(Verdict::Forward(interface, reason))
         }

@@ -6,6 +6,7 @@ use crate::filter::Place;
 use crate::fragment::{FragmentKey, FragmentPorts};
 use crate::service::{Backend, BackendFlags, BackendId, BackendRef, Frontend, FrontendKey, ServiceId};
 use crate::socket::Peer;
+use crate::verdict::Reason;
 use crate::wire::{Addr, Endpoint, Protocol};
 
 /// Why a flow could not be written.
@@ -24,6 +25,27 @@ pub enum Overwrite {
     No,
     /// The new entry takes its place.
     Yes,
+}
+
+
+/// Why a packet cannot leave this node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NoWay {
+    /// No route leads to where it is to go.
+    Unreachable,
+    /// It is longer than what the route takes at the most.
+    Mtu(u16),
+}
+
+impl NoWay {
+    /// Why the packet is not sent on.
+    #[inline(always)]
+    pub const fn reason(self) -> Reason {
+        match self {
+            Self::Unreachable => Reason::NoRoute,
+            Self::Mtu(_) => Reason::TooBig,
+        }
+    }
 }
 
 /// What decisions need to know: read by everybody, written by user space.
@@ -77,9 +99,12 @@ pub trait Tables: Services {
     fn admits(&self, service: ServiceId, source: Addr) -> bool;
     /// The interface at which the packet at hand is met.
     fn interface(&self) -> u32;
-    /// The interface by which the packet at hand goes on if it is to go to `to`'s destination; `None` if there
-    /// is no route.
-    fn way_out(&self, to: &Tuple) -> Option<u32>;
+    /// The interface by which the packet at hand goes on if it is to go to `to`'s destination and is `length` bytes
+    /// long without its Ethernet header; 0: however long it is.
+    ///
+    /// # Errors
+    /// [`NoWay`] if it cannot.
+    fn way_out(&self, to: &Tuple, length: u16) -> Result<u32, NoWay>;
     /// This node's own address on that way; `None` also where the kernel does not tell (before Linux 6.7).
     fn own_address(&self, to: &Tuple) -> Option<Addr>;
     /// What is remembered of the first fragment of a packet.

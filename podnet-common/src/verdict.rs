@@ -9,6 +9,8 @@ pub enum Verdict {
     Sctp,
     /// Not decided yet: [`route::open`](crate::route::open) does.
     Open,
+    /// Not decided yet: [`route::complain`](crate::route::complain) does.
+    Complain,
     /// On its way, untouched.
     Pass(Reason),
     /// On its way, translated.
@@ -29,7 +31,7 @@ impl Verdict {
     /// Why.
     pub const fn reason(self) -> Reason {
         match self {
-            Self::Rest | Self::Sctp | Self::Open => Reason::NotService,
+            Self::Rest | Self::Sctp | Self::Open | Self::Complain => Reason::NotService,
             Self::Pass(reason)
             | Self::Translated(reason)
             | Self::Return(reason)
@@ -99,7 +101,7 @@ reasons! {
     NoEndpoints = "no_endpoints",
     /// to a port that no Service has at a ClusterIP: refused
     NoPort = "no_port",
-    /// to be refused, when many others are: dropped
+    /// to be answered by a refusal or an ICMP error, when many others are: dropped
     TooManyRefusals = "too_many_refusals",
     /// to a Service that may only use endpoints on this node, and none is: dropped
     NoneLocal = "none_local",
@@ -111,7 +113,7 @@ reasons! {
     BackendGone = "backend_gone",
     /// no route leads to the backend or back to the client: dropped
     NoRoute = "no_route",
-    /// at the end of its time to live: passed, for the node's stack to tell its sender
+    /// at the end of its time to live: its sender is told, an ICMP error or a later fragment is dropped
     Expired = "expired",
     /// the backend already has a connection from this address and port: dropped
     Collision = "collision",
@@ -137,6 +139,9 @@ reasons! {
     SctpFragment = "sctp_fragment",
     /// a frame with a VLAN tag that the kernel has left in it: passed
     Tagged = "tagged",
+    /// larger than the way to the backend or back to the client takes: its sender is told what that takes, an ICMP
+    /// error or a later fragment is dropped
+    TooBig = "too_big",
 }
 
 #[cfg(test)]

@@ -5,6 +5,7 @@ use aya_ebpf::bindings::bpf_fib_lookup as Query;
 use aya_ebpf::helpers::generated::bpf_fib_lookup;
 use aya_ebpf::programs::TcContext;
 use podnet_common::conntrack::Tuple;
+use podnet_common::tables::NoWay;
 use podnet_common::wire::{Addr, Be32, Family};
 
 const AF_INET: u8 = 2;
@@ -17,20 +18,25 @@ const BPF_FIB_LOOKUP_SRC: u32 = 1 << 4;
 const BPF_FIB_LKUP_RET_NO_NEIGH: i64 = 7;
 const EINVAL: i64 = 22;
 
-/// The interface by which a packet to the destination of `to` leaves this node.
+/// What the helper says of a packet that is longer than the route takes.
+const BPF_FIB_LKUP_RET_FRAG_NEEDED: i64 = 8;
+
+/// The interface by which a packet of `length` bytes to the destination of `to` leaves this node; of 0: of any length.
 #[inline(always)]
-pub(crate) fn way_out(ctx: &TcContext, to: &Tuple) -> Option<u32> {
-    let mut query = query(ctx, to);
+pub(crate) fn way_out(ctx: &TcContext, to: &Tuple, length: u16) -> Result<u32, NoWay> {
+    let mut query = query(ctx, to, length);
     match ask(ctx, &mut query, 0) {
-        0 | BPF_FIB_LKUP_RET_NO_NEIGH => Some(query.ifindex),
-        _ => None,
+        0 | BPF_FIB_LKUP_RET_NO_NEIGH => Ok(query.ifindex),
+        // SAFETY: the kernel has filled the field.
+        BPF_FIB_LKUP_RET_FRAG_NEEDED => Err(NoWay::Mtu(unsafe { query.__bindgen_anon_1.mtu_result })),
+        _ => Err(NoWay::Unreachable),
     }
 }
 
 /// This node's own address on that way.
 #[inline(always)]
 pub(crate) fn own_address(ctx: &TcContext, to: &Tuple) -> Option<Addr> {
-    let mut query = query(ctx, to);
+    let mut query = query(ctx, to, 0);
     if ask(ctx, &mut query, BPF_FIB_LOOKUP_SKIP_NEIGH | BPF_FIB_LOOKUP_SRC) != 0 {
         return None;
     }
@@ -53,7 +59,7 @@ pub(crate) fn tells_own_addresses(ctx: &TcContext) -> bool {
 }
 
 #[inline(always)]
-fn query(ctx: &TcContext, to: &Tuple) -> Query {
+fn query(ctx: &TcContext, to: &Tuple, length: u16) -> Query {
     // SAFETY: all of the structure is numbers, for which zero is a value.
     let mut query: Query = unsafe { core::mem::zeroed() };
     let (source, destination) = (to.source().addr.words(), to.destination().addr.words());
@@ -70,6 +76,9 @@ fn query(ctx: &TcContext, to: &Tuple) -> Query {
         }
     }
     query.l4_protocol = to.protocol().0;
+    // Without a length the kernel would look at the device alone, not at the route, and let pass whatever is to be cut
+    // into segments.
+    query.__bindgen_anon_1.tot_len = length.max(1);
     // SAFETY: a field of the context.
     query.ifindex = unsafe { (*ctx.skb.skb).ifindex };
     query

@@ -118,6 +118,20 @@ impl Frame for Skb<'_> {
     }
 
     #[inline(always)]
+    fn longest(&self, headers: usize) -> u16 {
+        /// `GSO_BY_FRAGS` (include/linux/skbuff.h): SCTP's chunks, each of a packet's size.
+        const BY_FRAGMENTS: u32 = 0xffff;
+        // SAFETY: fields of the context.
+        let (length, segment) = unsafe { ((*self.0.skb.skb).len, (*self.0.skb.skb).gso_size) };
+        let frame = match segment {
+            0 => length,
+            BY_FRAGMENTS => headers as u32,
+            segment => headers as u32 + segment,
+        };
+        (frame - ETHERNET as u32) as u16
+    }
+
+    #[inline(always)]
     fn gather(&mut self, length: usize) {
         if !self.holds(length) {
             // What could not be gathered is missed when it is loaded.

@@ -129,6 +129,27 @@ pub fn to_net_open(ctx: TcContext) -> i32 {
     open(&ctx, Hook::ToNet)
 }
 
+/// Runs after `from_pod`, or those after it, for packets that cannot leave the node.
+#[classifier]
+#[inline(always)]
+pub fn from_pod_complain(ctx: TcContext) -> i32 {
+    complain(&ctx, Hook::FromPod)
+}
+
+/// Runs after `from_net` likewise.
+#[classifier]
+#[inline(always)]
+pub fn from_net_complain(ctx: TcContext) -> i32 {
+    complain(&ctx, Hook::FromNet)
+}
+
+/// Runs after `to_net` likewise.
+#[classifier]
+#[inline(always)]
+pub fn to_net_complain(ctx: TcContext) -> i32 {
+    complain(&ctx, Hook::ToNet)
+}
+
 /// Runs only for the agent and `podnet check`, which are told by it whether masquerading is possible here: 1, or 0.
 #[classifier]
 #[inline(always)]
@@ -164,6 +185,13 @@ fn open(ctx: &TcContext, hook: Hook) -> i32 {
     go_on(ctx, hook, verdict)
 }
 
+#[inline(always)]
+fn complain(ctx: &TcContext, hook: Hook) -> i32 {
+    let Some(mut frame) = Skb::new(ctx) else { return TC_ACT_UNSPEC };
+    let verdict = route::complain(&mut frame, &mut KernelTables(ctx));
+    go_on(ctx, hook, verdict)
+}
+
 /// Carries out a verdict, or has another program find one: programs of their own keep the code that nearly
 /// all packets run through small.
 #[inline(always)]
@@ -172,6 +200,7 @@ fn go_on(ctx: &TcContext, hook: Hook, verdict: Verdict) -> i32 {
         Verdict::Rest => Program::Rest(hook),
         Verdict::Sctp => Program::Sctp(hook),
         Verdict::Open => Program::Open(hook),
+        Verdict::Complain => Program::Complain(hook),
         verdict => return finish(ctx, verdict),
     };
     // SAFETY: nothing here is to be dropped. A call that comes back has found no program; the packet goes on.
@@ -184,9 +213,12 @@ fn go_on(ctx: &TcContext, hook: Hook, verdict: Verdict) -> i32 {
 fn finish(ctx: &TcContext, verdict: Verdict) -> i32 {
     report::count(verdict.reason());
     match verdict {
-        Verdict::Pass(_) | Verdict::Translated(_) | Verdict::Rest | Verdict::Sctp | Verdict::Open => {
-            TC_ACT_UNSPEC
-        }
+        Verdict::Pass(_)
+        | Verdict::Translated(_)
+        | Verdict::Rest
+        | Verdict::Sctp
+        | Verdict::Open
+        | Verdict::Complain => TC_ACT_UNSPEC,
         Verdict::Drop(_) => TC_ACT_SHOT,
         // SAFETY: `skb` is the context of this program, and `ifindex` one of its fields; the helper only
         // notes where the packet goes.

@@ -11,7 +11,7 @@ use podnet_common::fragment::{FragmentKey, FragmentPorts};
 use podnet_common::network::Source;
 use podnet_common::service::{Backend, BackendId, Frontend, FrontendKey, ServiceId};
 use podnet_common::socket::{Known, Peer, PeerKey, Sockets};
-use podnet_common::tables::{InsertError, Overwrite, Services, Tables};
+use podnet_common::tables::{InsertError, NoWay, Overwrite, Services, Tables};
 use podnet_common::wire::{Addr, Endpoint, Protocol};
 
 use crate::fib;
@@ -85,8 +85,8 @@ impl Tables for KernelTables<'_, TcContext> {
     }
 
     #[inline(always)]
-    fn way_out(&self, to: &Tuple) -> Option<u32> {
-        fib::way_out(self.0, to)
+    fn way_out(&self, to: &Tuple, length: u16) -> Result<u32, NoWay> {
+        fib::way_out(self.0, to, length)
     }
 
     #[inline(always)]

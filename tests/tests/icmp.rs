@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, ensure};
 use tests::agent::{SocketLb, service_port};
 use tests::manifests::{Family, Service};
-use tests::peer::{Target, Transport, ask, trace, transfer};
+use tests::peer::{Conversation, Target, Transport, ask, trace, transfer};
 use tests::pod::{Pod, PodKind};
 use tests::process::Place;
 use tests::protocol::Complaint;
@@ -44,13 +44,54 @@ fn path_mtu_is_discovered_through_a_service() -> Result<()> {
     Ok(())
 }
 
+/// Has the two nodes reach each other's pods through a VXLAN, as flannel does: 50 bytes less fit into a packet.
+fn tunnel(cluster: &Cluster) -> Result<()> {
+    for (node, other) in [(0, 1), (1, 0)] {
+        let (here, there) = (&cluster.nodes[node], &cluster.nodes[other]);
+        let (local, remote) = (here.v4(), there.v4());
+        let (node, other) = (node + 1, other + 1);
+        here.place().netns.batch(&format!(
+            "link add vxlan0 type vxlan id 1 dstport 4789 local {local} remote {remote} dev eth0\n\
+             addr add 10.99.0.{node}/24 dev vxlan0\n\
+             addr add fd00:99::{node}/64 dev vxlan0 nodad\n\
+             link set vxlan0 up\n\
+             route replace 10.244.{other}.0/24 via 10.99.0.{other}\n\
+             route replace fd00:10:244:{other}::/64 via fd00:99::{other}"
+        ))?;
+    }
+    Ok(())
+}
+
+/// A client outside learns how much fits through the tunnel to a backend on another node: nobody but podnet can tell
+/// it.
+#[test]
+fn path_mtu_is_discovered_where_a_tunnel_leads_to_the_backend() -> Result<()> {
+    let Some(cluster) = Cluster::start(PodKind::Ptp, SocketLb::Off, &[])? else { return Ok(()) };
+    tunnel(&cluster)?;
+    let service = Service::new("web", 10).node_port().with([&cluster.there]);
+    cluster.apply(&service)?;
+    for family in Family::ALL {
+        let at = cluster.node_port(family);
+        transfer(cluster.outside.place(), at, 4 << 20).with_context(|| format!("TCP to {at}"))?;
+        // As is the way with datagrams, one is lost that tells.
+        let headers = if family == Family::V4 { 28 } else { 48 };
+        let target = Target::new(Transport::ConnectedUdp, at).size(1500 - headers).kept();
+        let from = cluster.outside.place();
+        let mut conversation = Conversation::start(from, &target)?;
+        let first = conversation.ask()?;
+        let second = conversation.ask()?;
+        ensure!(second.as_ref().is_ok_and(|it| it.server == "there"), "UDP to {at}: {first:?}, {second:?}");
+    }
+    Ok(())
+}
+
 /// Who complains, and whether of the time a packet has been on its way.
 fn expired(family: Family, from: IpAddr) -> Complaint {
     let kind = if family == Family::V4 { 11 } else { 3 };
     Complaint { from: Some(from), kind, code: 0 }
 }
 
-/// Traceroute through a ClusterIP shows the routers on the way to the backend.
+/// Traceroute through a Service shows the routers on the way to the backend, the node of a node port too.
 #[test]
 fn hops_to_a_cluster_ip_are_told() -> Result<()> {
     let Some(cluster) = Cluster::start(PodKind::Ptp, SocketLb::Off, &[])? else { return Ok(()) };
@@ -70,6 +111,9 @@ fn hops_to_a_cluster_ip_are_told() -> Result<()> {
         ensure!(third.is_none(), "{family:?}: {third:?}");
 
         let outside = cluster.outside.place();
+        let at = cluster.node_port(family);
+        let node = trace(outside, at, 1, patience)?;
+        ensure!(node == Some(expired(family, at.ip())), "the node of a node port, {family:?}: {node:?}");
         let beyond = trace(outside, cluster.node_port(family), 2, patience)?;
         ensure!(beyond == Some(expired(family, other)), "a node port, {family:?}: {beyond:?}");
     }

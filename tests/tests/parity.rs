@@ -41,6 +41,8 @@ const FRAMES: usize = 30;
 const SLOTS: u32 = 16;
 const BACKENDS: u32 = 8;
 const FLOWS: u32 = 4096;
+/// How long packets that leave by a route may be: less than the longest of the frames.
+const MTU: u16 = 1280;
 /// Frames shorter than this are passed without a look, and so without a reason.
 const SHORTEST: usize = 35;
 
@@ -128,6 +130,8 @@ impl Kernel {
             if hook != Hook::ToPod {
                 let open = load(&mut ebpf, &format!("{name}_open"));
                 next.set(abi::Program::Open(hook).index(), open, 0).unwrap();
+                let complain = load(&mut ebpf, &format!("{name}_complain"));
+                next.set(abi::Program::Complain(hook).index(), complain, 0).unwrap();
             }
         }
         Some(Self {
@@ -240,9 +244,12 @@ fn now() -> Time {
 
 const fn return_code(verdict: Verdict) -> u32 {
     match verdict {
-        Verdict::Pass(_) | Verdict::Translated(_) | Verdict::Rest | Verdict::Sctp | Verdict::Open => {
-            TC_ACT_UNSPEC
-        }
+        Verdict::Pass(_)
+        | Verdict::Translated(_)
+        | Verdict::Rest
+        | Verdict::Sctp
+        | Verdict::Open
+        | Verdict::Complain => TC_ACT_UNSPEC,
         Verdict::Drop(_) => TC_ACT_SHOT,
         Verdict::Return(_) | Verdict::Forward(..) | Verdict::ShortCut(..) | Verdict::Inject(..) => {
             TC_ACT_REDIRECT
@@ -262,20 +269,23 @@ fn as_in_the_kernel(mut tables: HostTables) -> HostTables {
     }
     tables.now = now;
     tables.ways_out = ways_out();
+    tables.mtu = MTU;
     tables
 }
 
 /// Has this thread in a network namespace of its own, with a route to everywhere.
 fn set_up_routes() {
     unshare(CloneFlags::CLONE_NEWNET).expect("the test is root");
-    let commands = "link set lo up\n\
+    let commands = format!(
+        "link set lo up\n\
                     link add out type veth peer name peer\n\
                     link set peer up\n\
-                    link set out up\n\
+                    link set out up mtu {MTU}\n\
                     addr add 192.0.2.1/24 dev out\n\
                     addr add 2001:db8::1/64 dev out nodad\n\
                     route add default via 192.0.2.2\n\
-                    route add default via 2001:db8::2\n";
+                    route add default via 2001:db8::2\n"
+    );
     let mut ip = Command::new("ip").args(["-batch", "-"]).stdin(Stdio::piped()).spawn().expect("iproute2");
     ip.stdin.take().unwrap().write_all(commands.as_bytes()).unwrap();
     assert!(ip.wait().unwrap().success());

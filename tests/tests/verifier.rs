@@ -24,7 +24,7 @@ struct Budget {
     stack: usize,
 }
 
-const BUDGETS: [Budget; 24] = [
+const BUDGETS: [Budget; 27] = [
     Budget { program: "from_pod", instructions: 1700, verified: 25_000, stack: 370 },
     Budget { program: "to_pod", instructions: 1150, verified: 5000, stack: 350 },
     Budget { program: "from_net", instructions: 1700, verified: 25_000, stack: 370 },
@@ -37,9 +37,12 @@ const BUDGETS: [Budget; 24] = [
     Budget { program: "to_pod_sctp", instructions: 1450, verified: 35_000, stack: 350 },
     Budget { program: "from_net_sctp", instructions: 2000, verified: 240_000, stack: 370 },
     Budget { program: "to_net_sctp", instructions: 1950, verified: 125_000, stack: 360 },
-    Budget { program: "from_pod_open", instructions: 5400, verified: 320_000, stack: 450 },
+    Budget { program: "from_pod_open", instructions: 5700, verified: 320_000, stack: 450 },
     Budget { program: "from_net_open", instructions: 5400, verified: 320_000, stack: 440 },
-    Budget { program: "to_net_open", instructions: 5200, verified: 160_000, stack: 430 },
+    Budget { program: "to_net_open", instructions: 5400, verified: 160_000, stack: 430 },
+    Budget { program: "from_pod_complain", instructions: 1400, verified: 25_000, stack: 320 },
+    Budget { program: "from_net_complain", instructions: 1400, verified: 25_000, stack: 320 },
+    Budget { program: "to_net_complain", instructions: 1400, verified: 25_000, stack: 320 },
     Budget { program: "can_masquerade", instructions: 40, verified: 500, stack: 80 },
     Budget { program: "connect4", instructions: 350, verified: 560, stack: 140 },
     Budget { program: "connect6", instructions: 350, verified: 560, stack: 150 },

@@ -87,7 +87,8 @@ fn frames_for(family: Family, tables: &HostTables) -> BoxedStrategy<Vec<u8>> {
     // Hash maps have no order, and a case has to be found again.
     known.sort_by_key(|(from, to, protocol)| (*from, *to, protocol.0));
     let flags = prop::sample::select(vec![SYN, ACK, SYN | ACK, FIN | ACK, RST]);
-    let aimed = (prop::sample::select(known), flags, 0..40_usize)
+    let sizes = prop_oneof![8 => 0..40_usize, 1 => Just(1400)];
+    let aimed = (prop::sample::select(known), flags, sizes)
         .prop_map(|((from, to, protocol), flags, size)| frame(from, to, protocol, flags, &vec![7; size]));
     prop_oneof![2 => aimed, 1 => frames(family)].boxed()
 }

@@ -35,6 +35,10 @@ impl Frame for Summed {
         self.change = self.change.and(change);
     }
 
+    fn longest(&self, headers: usize) -> u16 {
+        self.bytes.longest(headers)
+    }
+
     fn resize(&mut self, len: usize) -> Option<()> {
         Frame::resize(&mut self.bytes, len)
     }

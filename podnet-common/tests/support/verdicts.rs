@@ -3,7 +3,7 @@
 use podnet_common::verdict::Reason;
 
 /// Why a packet is dropped.
-pub(crate) const DROPS: [Reason; 9] = [
+pub(crate) const DROPS: [Reason; 11] = [
     Reason::BackendGone,
     Reason::Collision,
     Reason::FlowTableFull,
@@ -13,6 +13,9 @@ pub(crate) const DROPS: [Reason; 9] = [
     Reason::Unassigned,
     Reason::NoRoute,
     Reason::SourcePorts,
+    Reason::TooBig,
+    Reason::Expired,
 ];
 /// Why its sender gets an answer in its place.
-pub(crate) const REFUSALS: [Reason; 3] = [Reason::NoEndpoints, Reason::NoPort, Reason::BackendGone];
+pub(crate) const REFUSALS: [Reason; 5] =
+    [Reason::NoEndpoints, Reason::NoPort, Reason::BackendGone, Reason::TooBig, Reason::Expired];

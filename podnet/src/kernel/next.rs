@@ -19,7 +19,7 @@ use super::error::Error;
 use super::pins::{Pins, names, remove_file};
 
 /// Where each program stands in the array.
-pub(super) const NEXT_PROGRAMS: [(Program, &str); 11] = [
+pub(super) const NEXT_PROGRAMS: [(Program, &str); 14] = [
     (Program::Rest(Hook::FromPod), "from_pod_rest"),
     (Program::Rest(Hook::ToPod), "to_pod_rest"),
     (Program::Rest(Hook::FromNet), "from_net_rest"),
@@ -31,6 +31,9 @@ pub(super) const NEXT_PROGRAMS: [(Program, &str); 11] = [
     (Program::Open(Hook::FromPod), "from_pod_open"),
     (Program::Open(Hook::FromNet), "from_net_open"),
     (Program::Open(Hook::ToNet), "to_net_open"),
+    (Program::Complain(Hook::FromPod), "from_pod_complain"),
+    (Program::Complain(Hook::FromNet), "from_net_complain"),
+    (Program::Complain(Hook::ToNet), "to_net_complain"),
 ];
 
 /// An agent's own array.
