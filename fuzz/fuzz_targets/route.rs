@@ -96,7 +96,7 @@ fuzz_target!(|bytes: &[u8]| {
     let mut frame = sent.to_vec();
     let verdict = route_all(hook, &mut frame, &mut tables);
     match verdict {
-        Verdict::Rest | Verdict::Sctp | Verdict::Open | Verdict::Complain => panic!("nobody has decided"),
+        Verdict::Rest | Verdict::Sctp | Verdict::Open | Verdict::Renew | Verdict::Complain => panic!("nobody has decided"),
         Verdict::Pass(reason) => {
             assert_eq!(frame, sent);
             assert_eq!(tables.flows, flows, "{reason:?}");

@@ -58,13 +58,15 @@ pub enum Program {
     Open(Hook),
     /// [`route::complain`](crate::route::complain).
     Complain(Hook),
+    /// [`route::renew`](crate::route::renew).
+    Renew(Hook),
 }
 
 impl Program {
     /// How many of each kind there are: one for each hook.
     const HOOKS: u32 = 4;
     /// How many places the program array has for them.
-    pub const COUNT: u32 = 4 * Self::HOOKS;
+    pub const COUNT: u32 = 5 * Self::HOOKS;
 
     /// Its place in the program array.
     #[inline(always)]
@@ -74,6 +76,7 @@ impl Program {
             Self::Sctp(hook) => hook as u32 + Self::HOOKS,
             Self::Open(hook) => hook as u32 + 2 * Self::HOOKS,
             Self::Complain(hook) => hook as u32 + 3 * Self::HOOKS,
+            Self::Renew(hook) => hook as u32 + 4 * Self::HOOKS,
         }
     }
 }

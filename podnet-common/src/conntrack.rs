@@ -334,6 +334,10 @@ pub struct Flow {
 /// Established flows so cost one write a second, not one a packet.
 pub const REFRESH: u32 = Time::seconds(1);
 
+/// How old it may get before a packet of the other direction writes it anew. One of its own is to be faster while there
+/// are both: that of a client asks then whether the flow still is its frontend's.
+pub const REFRESH_BY_OTHER: u32 = Time::seconds(2);
+
 impl Flow {
     /// An entry whose packets get the tuple `to`.
     #[inline(always)]

@@ -61,6 +61,7 @@ pub fn route_all<F: Frame, T: Tables>(hook: Hook, frame: &mut F, tables: &mut T)
             Verdict::Rest => route::rest(hook, frame, tables),
             Verdict::Sctp => route::sctp(hook, frame, tables),
             Verdict::Open => route::open(hook, frame, tables),
+            Verdict::Renew => route::renew(hook, frame, tables),
             Verdict::Complain => route::complain(frame, tables),
             verdict => return verdict,
         };

@@ -3,7 +3,7 @@
 //! A packet is met at up to four [hooks](Hook): where it enters and leaves the node, and where it leaves and
 //! reaches a pod. A flow is opened where its client's packets are first met, and followed until it ends.
 
-use crate::conntrack::{Direction, Flow, REFRESH, State, Time, Tuple, Way};
+use crate::conntrack::{Direction, Flow, REFRESH, REFRESH_BY_OTHER, State, Time, Tuple, Way};
 use crate::filter::Place;
 use crate::fragment::{self, Fragment, FragmentKey, FragmentPorts};
 use crate::frame::Frame;
@@ -145,6 +145,62 @@ pub fn open<F: Frame, T: Tables>(hook: Hook, frame: &mut F, tables: &mut T) -> V
     }
 }
 
+/// Decides about a datagram, whole or a first fragment, whose flow has been followed for a second without a look at
+/// its frontend: it goes on, or another one is opened in its place.
+#[inline(always)]
+pub fn renew<F: Frame, T: Tables>(hook: Hook, frame: &mut F, tables: &mut T) -> Verdict {
+    let (packet, whole) = match fragment::parse(frame) {
+        Ok(Fragment::Whole(packet)) => (packet, true),
+        Ok(Fragment::First(packet, _)) => (packet, false),
+        Ok(Fragment::Later(_)) => return Verdict::Pass(Reason::Fragment),
+        Err(reason) => return Verdict::Pass(reason),
+    };
+    let side = if hook == Hook::FromNet { Side::Outside } else { Side::Inside };
+    let Some(flow) = tables.flow(&packet.tuple) else { return Verdict::Open };
+    if !stays(tables, &packet.tuple, &flow, side) {
+        return Verdict::Open;
+    }
+    let (to, now) = (flow.to(packet.tuple.protocol()), tables.now());
+    keep(tables, &packet.tuple, &flow, &to, flow.state.after(packet.flags), now);
+    let short_cut = if whole && hook == Hook::FromPod && tables.short_cuts() {
+        short_cut(tables, &packet, &flow)
+    } else {
+        None
+    };
+    match (translate::<false, _, _>(frame, tables, &packet, &to, &flow, Reason::Established), short_cut) {
+        (Verdict::Translated(reason), Some(interface)) => Verdict::ShortCut(interface, reason),
+        (verdict, _) => verdict,
+    }
+}
+
+/// Whether a flow may stay with its backend: that is there, of the frontend that the client sends to, and may be used
+/// by it. One that leaves the sets without leaving the Service, because it terminates for instance, finishes what it
+/// has.
+#[inline(always)]
+fn stays<T: Tables>(tables: &T, tuple: &Tuple, flow: &Flow, side: Side) -> bool {
+    let (destination, protocol) = (tuple.destination(), tuple.protocol());
+    let at = if flow.state.at_once() {
+        // Its socket was led away from the frontend.
+        match tables.led(destination, protocol) {
+            Some(peer) => peer.endpoint(),
+            None => return false,
+        }
+    } else {
+        destination
+    };
+    let Some(frontend) = tables.frontend(&FrontendKey::new(at, protocol)) else { return false };
+    let local = match side {
+        Side::Inside => FrontendFlags::INSIDE_LOCAL,
+        Side::Outside => FrontendFlags::OUTSIDE_LOCAL,
+    };
+    let needed = if frontend.flags.has(local) { BackendFlags::LOCAL } else { BackendFlags::NONE };
+    tables.backend(flow.backend.id).is_some_and(|backend| {
+        backend.generation == flow.backend.generation
+            && backend.service == frontend.service
+            && backend.flags.has(BackendFlags::SERVING.with(needed))
+    })
+}
+
 /// Tells the sender of a packet, whole or a first fragment, why it cannot leave this node: what a router would say
 /// (RFC 1191, RFC 8201; RFC 1812, 5.3.1), in the name of the address that the packet was sent to.
 ///
@@ -202,12 +258,17 @@ fn decide<const SCTP: bool, F: Frame, T: Tables>(
         };
     }
     // Known flows first, SYNs too: a repeated one must not choose again.
+    let now = tables.now();
     if let Some(flow) = tables.flow(&packet.tuple)
-        && flow.alive(packet.tuple.protocol(), tables.now())
+        && flow.alive(packet.tuple.protocol(), now)
     {
         let short_cut = if short_cuts { short_cut(tables, packet, &flow) } else { None };
         if hook.translates(&flow) || short_cut.is_some() {
-            match (follow::<SCTP, _, _>(frame, tables, packet, &flow), short_cut) {
+            // The frontend of a datagram's flow is asked no more often than it is noted that the flow lives.
+            if !SCTP && is_due(packet, &flow, now) {
+                return Verdict::Renew;
+            }
+            match (follow::<SCTP, _, _>(frame, tables, packet, &flow, now), short_cut) {
                 (Some(Verdict::Translated(reason)), Some(interface)) => {
                     return Verdict::ShortCut(interface, reason);
                 }
@@ -388,9 +449,9 @@ fn follow<const SCTP: bool, F: Frame, T: Tables>(
     tables: &mut T,
     packet: &Packet,
     flow: &Flow,
+    now: Time,
 ) -> Option<Verdict> {
     let protocol = packet.tuple.protocol();
-    let now = tables.now();
     let reason = match flow.state.direction() {
         Direction::Reply => Reason::Reply,
         // The client uses the port of a connection that is over for a new one.
@@ -414,6 +475,14 @@ fn follow<const SCTP: bool, F: Frame, T: Tables>(
     Some(translate::<SCTP, _, _>(frame, tables, packet, &to, &flow.seen_in(state), reason))
 }
 
+/// Whether it is time to note that a flow lives, for a datagram of its client's.
+#[inline(always)]
+fn is_due(packet: &Packet, flow: &Flow, now: Time) -> bool {
+    matches!(packet.tuple.protocol(), Protocol::UDP)
+        && flow.state.direction() == Direction::Forward
+        && now.since(flow.seen) >= REFRESH
+}
+
 /// Whether a packet may as well go to another backend than the ones of its flow before it.
 #[inline(always)]
 const fn movable(packet: &Packet) -> bool {
@@ -429,7 +498,8 @@ fn keep<T: Tables>(tables: &mut T, from: &Tuple, flow: &Flow, to: &Tuple, state:
     let overwrite = match tables.flow(&other) {
         None => Overwrite::No,
         Some(entry) if entry.to(from.protocol()) == from.reply() => {
-            tables.touch_flow(&other, state, now);
+            let seen = if now.since(entry.seen) < REFRESH_BY_OTHER { entry.seen } else { now };
+            tables.touch_flow(&other, state, seen);
             return;
         }
         // A later flow has this one's tuple: what this one still does is no news of that one.

@@ -9,6 +9,8 @@ pub enum Verdict {
     Sctp,
     /// Not decided yet: [`route::open`](crate::route::open) does.
     Open,
+    /// Not decided yet: [`route::renew`](crate::route::renew) does.
+    Renew,
     /// Not decided yet: [`route::complain`](crate::route::complain) does.
     Complain,
     /// On its way, untouched.
@@ -31,7 +33,7 @@ impl Verdict {
     /// Why.
     pub const fn reason(self) -> Reason {
         match self {
-            Self::Rest | Self::Sctp | Self::Open | Self::Complain => Reason::NotService,
+            Self::Rest | Self::Sctp | Self::Open | Self::Renew | Self::Complain => Reason::NotService,
             Self::Pass(reason)
             | Self::Translated(reason)
             | Self::Return(reason)

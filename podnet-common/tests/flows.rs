@@ -4,7 +4,7 @@
 mod support;
 
 use podnet_common::affinity::{Affinity, AffinityKey};
-use podnet_common::conntrack::{Flow, REFRESH, State, Time, Tuple};
+use podnet_common::conntrack::{Flow, REFRESH, REFRESH_BY_OTHER, State, Time, Tuple};
 use podnet_common::fragment::{FragmentKey, FragmentPorts};
 use podnet_common::host::HostTables;
 
@@ -394,6 +394,7 @@ fn a_flow_lives_by_packets_of_either_direction() {
 
 #[test]
 fn an_established_flow_writes_once_a_second() {
+    let seen = |cast: &Cast, key: Tuple| cast.tables.flows[&key].seen;
     for mut cast in casts() {
         cast.open();
         let opened = cast.tables.now;
@@ -401,6 +402,10 @@ fn an_established_flow_writes_once_a_second() {
         cast.send(ACK);
         assert!(cast.tables.flows.values().all(|flow| flow.seen == opened));
         cast.tables.now = Time(opened.0 + REFRESH);
+        cast.send(ACK);
+        assert_eq!(seen(&cast, cast.forward_key()), cast.tables.now);
+        assert_eq!(seen(&cast, cast.reply_key()), opened, "the backend's own packets are to be faster");
+        cast.tables.now = Time(opened.0 + REFRESH_BY_OTHER);
         cast.send(ACK);
         assert!(cast.tables.flows.values().all(|flow| flow.seen == cast.tables.now));
     }

@@ -44,7 +44,7 @@ proptest! {
                     prop_assert_eq!(&frame, &sent);
                     prop_assert!(DROPS.contains(&reason), "{:?}", reason);
                 }
-                Verdict::Rest | Verdict::Sctp | Verdict::Open | Verdict::Complain => prop_assert!(false, "nobody has decided"),
+                Verdict::Rest | Verdict::Sctp | Verdict::Open | Verdict::Renew | Verdict::Complain => prop_assert!(false, "nobody has decided"),
                 Verdict::Translated(_) | Verdict::Return(_) | Verdict::Forward(..) | Verdict::ShortCut(..) | Verdict::Inject(..) => {
                     if read(&sent).is_ok() {
                         prop_assert!(read(&frame).is_ok(), "{verdict:?}: {:?}", read(&frame));
@@ -342,6 +342,7 @@ impl Model {
             | Verdict::Rest
             | Verdict::Sctp
             | Verdict::Open
+            | Verdict::Renew
             | Verdict::Complain => {
                 return Err(TestCaseError::fail(format!("{verdict:?}")));
             }

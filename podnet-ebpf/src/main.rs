@@ -150,6 +150,27 @@ pub fn to_net_complain(ctx: TcContext) -> i32 {
     complain(&ctx, Hook::ToNet)
 }
 
+/// Runs after `from_pod` for datagrams whose frontend is to be asked again.
+#[classifier]
+#[inline(always)]
+pub fn from_pod_renew(ctx: TcContext) -> i32 {
+    renew(&ctx, Hook::FromPod)
+}
+
+/// Runs after `from_net` likewise.
+#[classifier]
+#[inline(always)]
+pub fn from_net_renew(ctx: TcContext) -> i32 {
+    renew(&ctx, Hook::FromNet)
+}
+
+/// Runs after `to_net` likewise.
+#[classifier]
+#[inline(always)]
+pub fn to_net_renew(ctx: TcContext) -> i32 {
+    renew(&ctx, Hook::ToNet)
+}
+
 /// Runs only for the agent and `podnet check`, which are told by it whether masquerading is possible here: 1, or 0.
 #[classifier]
 #[inline(always)]
@@ -186,6 +207,13 @@ fn open(ctx: &TcContext, hook: Hook) -> i32 {
 }
 
 #[inline(always)]
+fn renew(ctx: &TcContext, hook: Hook) -> i32 {
+    let Some(mut frame) = Skb::new(ctx) else { return TC_ACT_UNSPEC };
+    let verdict = route::renew(hook, &mut frame, &mut KernelTables(ctx));
+    go_on(ctx, hook, verdict)
+}
+
+#[inline(always)]
 fn complain(ctx: &TcContext, hook: Hook) -> i32 {
     let Some(mut frame) = Skb::new(ctx) else { return TC_ACT_UNSPEC };
     let verdict = route::complain(&mut frame, &mut KernelTables(ctx));
@@ -200,6 +228,7 @@ fn go_on(ctx: &TcContext, hook: Hook, verdict: Verdict) -> i32 {
         Verdict::Rest => Program::Rest(hook),
         Verdict::Sctp => Program::Sctp(hook),
         Verdict::Open => Program::Open(hook),
+        Verdict::Renew => Program::Renew(hook),
         Verdict::Complain => Program::Complain(hook),
         verdict => return finish(ctx, verdict),
     };
@@ -218,6 +247,7 @@ fn finish(ctx: &TcContext, verdict: Verdict) -> i32 {
         | Verdict::Rest
         | Verdict::Sctp
         | Verdict::Open
+        | Verdict::Renew
         | Verdict::Complain => TC_ACT_UNSPEC,
         Verdict::Drop(_) => TC_ACT_SHOT,
         // SAFETY: `skb` is the context of this program, and `ifindex` one of its fields; the helper only

@@ -130,6 +130,8 @@ impl Kernel {
             if hook != Hook::ToPod {
                 let open = load(&mut ebpf, &format!("{name}_open"));
                 next.set(abi::Program::Open(hook).index(), open, 0).unwrap();
+                let renew = load(&mut ebpf, &format!("{name}_renew"));
+                next.set(abi::Program::Renew(hook).index(), renew, 0).unwrap();
                 let complain = load(&mut ebpf, &format!("{name}_complain"));
                 next.set(abi::Program::Complain(hook).index(), complain, 0).unwrap();
             }
@@ -249,6 +251,7 @@ const fn return_code(verdict: Verdict) -> u32 {
         | Verdict::Rest
         | Verdict::Sctp
         | Verdict::Open
+        | Verdict::Renew
         | Verdict::Complain => TC_ACT_UNSPEC,
         Verdict::Drop(_) => TC_ACT_SHOT,
         Verdict::Return(_) | Verdict::Forward(..) | Verdict::ShortCut(..) | Verdict::Inject(..) => {

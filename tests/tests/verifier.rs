@@ -24,15 +24,15 @@ struct Budget {
     stack: usize,
 }
 
-const BUDGETS: [Budget; 27] = [
-    Budget { program: "from_pod", instructions: 1700, verified: 25_000, stack: 370 },
+const BUDGETS: [Budget; 30] = [
+    Budget { program: "from_pod", instructions: 1780, verified: 25_000, stack: 370 },
     Budget { program: "to_pod", instructions: 1150, verified: 5000, stack: 350 },
     Budget { program: "from_net", instructions: 1700, verified: 25_000, stack: 370 },
     Budget { program: "to_net", instructions: 1650, verified: 14_000, stack: 360 },
-    Budget { program: "from_pod_rest", instructions: 5600, verified: 400_000, stack: 450 },
+    Budget { program: "from_pod_rest", instructions: 5600, verified: 450_000, stack: 450 },
     Budget { program: "to_pod_rest", instructions: 4000, verified: 100_000, stack: 440 },
-    Budget { program: "from_net_rest", instructions: 5600, verified: 400_000, stack: 450 },
-    Budget { program: "to_net_rest", instructions: 5100, verified: 200_000, stack: 460 },
+    Budget { program: "from_net_rest", instructions: 5600, verified: 450_000, stack: 450 },
+    Budget { program: "to_net_rest", instructions: 5100, verified: 225_000, stack: 460 },
     Budget { program: "from_pod_sctp", instructions: 2000, verified: 240_000, stack: 370 },
     Budget { program: "to_pod_sctp", instructions: 1450, verified: 35_000, stack: 350 },
     Budget { program: "from_net_sctp", instructions: 2000, verified: 240_000, stack: 370 },
@@ -43,6 +43,9 @@ const BUDGETS: [Budget; 27] = [
     Budget { program: "from_pod_complain", instructions: 1400, verified: 25_000, stack: 320 },
     Budget { program: "from_net_complain", instructions: 1400, verified: 25_000, stack: 320 },
     Budget { program: "to_net_complain", instructions: 1400, verified: 25_000, stack: 320 },
+    Budget { program: "from_pod_renew", instructions: 2250, verified: 12_000, stack: 360 },
+    Budget { program: "from_net_renew", instructions: 1650, verified: 12_000, stack: 360 },
+    Budget { program: "to_net_renew", instructions: 1650, verified: 12_000, stack: 360 },
     Budget { program: "can_masquerade", instructions: 40, verified: 500, stack: 80 },
     Budget { program: "connect4", instructions: 350, verified: 560, stack: 140 },
     Budget { program: "connect6", instructions: 350, verified: 560, stack: 150 },

@@ -19,7 +19,7 @@ use super::error::Error;
 use super::pins::{Pins, names, remove_file};
 
 /// Where each program stands in the array.
-pub(super) const NEXT_PROGRAMS: [(Program, &str); 14] = [
+pub(super) const NEXT_PROGRAMS: [(Program, &str); 17] = [
     (Program::Rest(Hook::FromPod), "from_pod_rest"),
     (Program::Rest(Hook::ToPod), "to_pod_rest"),
     (Program::Rest(Hook::FromNet), "from_net_rest"),
@@ -34,6 +34,9 @@ pub(super) const NEXT_PROGRAMS: [(Program, &str); 14] = [
     (Program::Complain(Hook::FromPod), "from_pod_complain"),
     (Program::Complain(Hook::FromNet), "from_net_complain"),
     (Program::Complain(Hook::ToNet), "to_net_complain"),
+    (Program::Renew(Hook::FromPod), "from_pod_renew"),
+    (Program::Renew(Hook::FromNet), "from_net_renew"),
+    (Program::Renew(Hook::ToNet), "to_net_renew"),
 ];
 
 /// An agent's own array.
