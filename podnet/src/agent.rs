@@ -17,10 +17,9 @@ use tracing::{debug, error, info, warn};
 use crate::addresses::Addresses;
 use crate::admin;
 use crate::cluster::files::Files;
+use crate::cluster::health_check::HealthCheck;
 use crate::cluster::index::Index;
-use crate::cluster::model::{
-    HealthCheck, health_check_ports, pod_networks, service_networks, service_networks_left_out, service_ports,
-};
+use crate::cluster::model::{pod_networks, service_networks, service_networks_left_out, service_ports};
 use crate::cluster::node::ProxySettings;
 use crate::cluster::object::Key;
 use crate::cluster::{Event, Feed, feed, watch};
@@ -226,6 +225,8 @@ struct Agent {
     progress: Progress,
     health: Arc<Health>,
     service_health: ServiceHealth,
+    /// What the kernel has got since health checks were last brought up to date.
+    unchecked: BTreeSet<Key>,
     events: Events,
     node_ports: NodePorts,
     capacity: crate::changes::Capacity,
@@ -271,6 +272,7 @@ impl Agent {
             progress: Progress::new(health.clone(), metrics.clone(), Timestamp::now()),
             metrics,
             service_health: ServiceHealth::new(health.clone()),
+            unchecked: BTreeSet::new(),
             health,
             events,
             node_ports: settings.datapath.node_ports.clone(),
@@ -316,7 +318,7 @@ impl Agent {
     /// lets sockets use them.
     fn start(&mut self, batch: &[Instant]) -> Result<(), Error> {
         let start = Instant::now();
-        self.index.take_dirty();
+        self.unchecked = self.index.take_dirty();
         self.set_networks();
         let plan = self.reconcile();
         self.carry_out(plan, batch)?;
@@ -360,8 +362,11 @@ impl Agent {
         let known = self.index.addresses();
         let local = known.local.iter().chain(&known.primary).copied().collect();
         let addresses = self.node_ports.listen_at(&local, &known.primary);
-        let desired = health_check_ports(&self.index).collect();
-        for Failure { check, error } in self.service_health.sync(addresses, desired).await {
+        let changed = std::mem::take(&mut self.unchecked).into_iter().map(|key| {
+            let check = HealthCheck::of(&self.index, &key);
+            (key, check)
+        });
+        for Failure { check, error } in self.service_health.sync(addresses, changed).await {
             let HealthCheck { service, port, .. } = check;
             error!(%service, port, %error, "a health check cannot be served; podnet tries again");
             let node = &self.index.settings().node;
@@ -405,10 +410,11 @@ impl Agent {
         self.set_networks();
         if self.astray.is_some() {
             self.planner.adopt_again(&self.capacity, &self.dataplane.snapshot()?);
-            self.index.take_dirty();
+            self.unchecked.append(&mut self.index.take_dirty());
             return Ok(self.reconcile());
         }
         let dirty = self.index.take_dirty();
+        self.unchecked.extend(dirty.iter().cloned());
         let (index, progress) = (&self.index, RefCell::new(&mut self.progress));
         let model = |key: &Key| progress.borrow_mut().planned(key, service_ports(index, key));
         Ok(self.planner.plan(Instant::now(), dirty, model))

@@ -3,7 +3,7 @@
 //!
 //! Answers are those of kube-proxy (`pkg/proxy/healthcheck/service_health.go`).
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -21,7 +21,7 @@ use tokio::task::JoinHandle;
 use tracing::{debug, error};
 
 use crate::admin::{JSON, bind, no_such_family, status};
-use crate::cluster::model::HealthCheck;
+use crate::cluster::health_check::HealthCheck;
 use crate::cluster::object::Key;
 use crate::health::Health;
 
@@ -39,31 +39,60 @@ pub struct Failure {
 pub struct ServiceHealth {
     addresses: BTreeSet<IpAddr>,
     health: Arc<Health>,
+    desired: BTreeMap<Key, HealthCheck>,
     open: HashMap<Key, Server>,
-    /// The ports of those that could not be opened, which is told once.
-    failed: HashMap<Key, u16>,
+    /// Those that could not be opened, which is told once.
+    failed: BTreeSet<Key>,
 }
 
 impl ServiceHealth {
     /// No servers yet.
     pub fn new(health: Arc<Health>) -> Self {
-        Self { addresses: BTreeSet::new(), health, open: HashMap::new(), failed: HashMap::new() }
+        Self {
+            addresses: BTreeSet::new(),
+            health,
+            desired: BTreeMap::new(),
+            open: HashMap::new(),
+            failed: BTreeSet::new(),
+        }
     }
 
-    /// Serves these health checks and no others, one of each Service at most, at these addresses of the node.
-    /// Those whose port cannot be listened at are returned the first time.
-    pub async fn sync(&mut self, addresses: BTreeSet<IpAddr>, desired: Vec<HealthCheck>) -> Vec<Failure> {
-        let moved = self.addresses != addresses;
-        self.addresses = addresses;
-        // All that is closed is closed before anything is opened: a port may change hands.
-        let ports: HashMap<&Key, u16> = desired.iter().map(|check| (&check.service, check.port)).collect();
-        self.failed.retain(|service, port| ports.get(service) == Some(port));
-        let stale = self.open.extract_if(|service, server| moved || ports.get(service) != Some(&server.port));
-        for (service, server) in stale.collect::<Vec<_>>() {
-            debug!(%service, port = server.port, "the health check is served no more");
-            server.close().await;
+    /// Serves the health checks of these Services as they are now, or not at all, and those of all others as
+    /// before, at these addresses of the node. Those whose port cannot be listened at are returned the first
+    /// time. Costs time in proportion to what has changed, and to what has failed before.
+    pub async fn sync(
+        &mut self,
+        addresses: BTreeSet<IpAddr>,
+        changed: impl IntoIterator<Item = (Key, Option<HealthCheck>)>,
+    ) -> Vec<Failure> {
+        let mut due = self.failed.clone();
+        for (service, check) in changed {
+            let port = |check: &Option<HealthCheck>| check.as_ref().map(|check| check.port);
+            let before = match check.clone() {
+                Some(check) => self.desired.insert(service.clone(), check),
+                None => self.desired.remove(&service),
+            };
+            if port(&before) != port(&check) {
+                self.failed.remove(&service);
+            }
+            due.insert(service);
         }
-        desired.into_iter().filter_map(|check| self.serve(check)).collect()
+        let moved = self.addresses != addresses;
+        if moved {
+            self.addresses = addresses;
+            due.extend(self.desired.keys().cloned());
+        }
+        // All that is closed is closed before anything is opened: a port may change hands.
+        for service in &due {
+            let port = self.desired.get(service).map(|check| check.port);
+            if self.open.get(service).is_some_and(|server| moved || port != Some(server.port))
+                && let Some(server) = self.open.remove(service)
+            {
+                debug!(%service, port = server.port, "the health check is served no more");
+                server.close().await;
+            }
+        }
+        due.iter().filter_map(|service| self.serve(service)).collect()
     }
 
     /// Whether there are ports that could not be listened at.
@@ -71,21 +100,22 @@ impl ServiceHealth {
         !self.failed.is_empty()
     }
 
-    fn serve(&mut self, check: HealthCheck) -> Option<Failure> {
-        if let Some(server) = self.open.get(&check.service) {
+    fn serve(&mut self, service: &Key) -> Option<Failure> {
+        let check = self.desired.get(service)?;
+        if let Some(server) = self.open.get(service) {
             server.local_endpoints.store(check.local_endpoints, Ordering::Relaxed);
             return None;
         }
-        match Server::open(&self.addresses, &check, &self.health) {
+        match Server::open(&self.addresses, check, &self.health) {
             Ok(server) => {
-                debug!(service = %check.service, port = check.port, "the health check is served");
-                self.failed.remove(&check.service);
-                self.open.insert(check.service, server);
+                debug!(%service, port = check.port, "the health check is served");
+                self.failed.remove(service);
+                self.open.insert(service.clone(), server);
                 None
             }
             Err(error) => {
-                let told = self.failed.insert(check.service.clone(), check.port).is_some();
-                (!told).then_some(Failure { check, error })
+                let new = self.failed.insert(service.clone());
+                new.then(|| Failure { check: check.clone(), error })
             }
         }
     }
@@ -205,7 +235,17 @@ mod tests {
     }
 
     async fn sync(checks: &mut ServiceHealth, desired: Vec<HealthCheck>) -> Vec<Failure> {
-        checks.sync([LOCALHOST].into(), desired).await
+        checks.sync([LOCALHOST].into(), all(desired)).await
+    }
+
+    /// What is desired of each Service.
+    fn all(desired: Vec<HealthCheck>) -> Vec<(Key, Option<HealthCheck>)> {
+        let of = |name| {
+            let service = Key::new("shop", name);
+            let check = desired.iter().find(|check| check.service == service).cloned();
+            (service, check)
+        };
+        ["web", "api"].map(of).to_vec()
     }
 
     /// A port that is free.
@@ -261,6 +301,8 @@ mod tests {
         // The port changes hands.
         assert!(sync(&mut checks, vec![of("api", ports[1], 3)]).await.is_empty());
         assert!(ask(second, "/").await.contains("\"name\": \"api\""));
+        assert!(checks.sync([LOCALHOST].into(), []).await.is_empty(), "nothing has changed");
+        assert!(ask(second, "/").await.contains("\"name\": \"api\""));
         sync(&mut checks, Vec::new()).await;
         assert!(TcpStream::connect(second).await.is_err());
     }
@@ -279,7 +321,7 @@ mod tests {
             "told once"
         );
         drop(squatter);
-        set(&mut checks, port, 2).await;
+        assert!(checks.sync([LOCALHOST].into(), []).await.is_empty());
         assert!(!checks.is_behind());
         check(&ask(address, "/").await, 200, &[], &body(2, true));
         // Another port is another matter.
@@ -293,16 +335,16 @@ mod tests {
     #[tokio::test]
     async fn servers_are_at_the_addresses_of_the_node() {
         let port = port();
-        let all: [IpAddr; 2] = [Ipv4Addr::UNSPECIFIED.into(), Ipv6Addr::UNSPECIFIED.into()];
+        let everywhere: [IpAddr; 2] = [Ipv4Addr::UNSPECIFIED.into(), Ipv6Addr::UNSPECIFIED.into()];
         let mut checks = ServiceHealth::new(Arc::new(Health::default()));
-        assert!(checks.sync(all.into(), vec![of("web", port, 1)]).await.is_empty());
+        assert!(checks.sync(everywhere.into(), all(vec![of("web", port, 1)])).await.is_empty());
         check(&ask((LOCALHOST, port).into(), "/").await, 200, &[], &body(1, true));
         if bind("[::1]:0".parse().unwrap(), true).is_ok() {
             check(&ask((Ipv6Addr::LOCALHOST, port).into(), "/").await, 200, &[], &body(1, true));
         }
         // The same Service elsewhere.
         let other = Ipv4Addr::new(127, 0, 0, 2).into();
-        assert!(checks.sync([other].into(), vec![of("web", port, 1)]).await.is_empty());
+        assert!(checks.sync([other].into(), []).await.is_empty());
         assert!(TcpStream::connect((LOCALHOST, port)).await.is_err());
         check(&ask((other, port).into(), "/").await, 200, &[], &body(1, true));
     }

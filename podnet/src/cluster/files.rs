@@ -59,7 +59,12 @@ impl Files {
     pub async fn run(mut self, feed: Feed) {
         let first = self.manifests.scan();
         let listing = Kind::ALL.map(Event::Listing);
-        let listed = Kind::ALL.map(Event::Listed);
+        let has_nodes = self.manifests.objects.keys().any(|(kind, _)| *kind == Kind::Node);
+        let listed = Kind::ALL.map(|kind| match kind {
+            // Files need not tell of nodes, which is not to say that there are none.
+            Kind::Node if !has_nodes => Event::Refused(kind),
+            kind => Event::Listed(kind),
+        });
         let mut events: Vec<Event> = listing.into_iter().chain(first).chain(listed).collect();
         loop {
             for event in events {

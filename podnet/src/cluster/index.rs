@@ -68,6 +68,8 @@ pub struct Index {
     cidrs: Store<ServiceCidr>,
     slices_of: HashMap<Key, BTreeSet<Key>>,
     addresses: NodeAddresses,
+    /// Whether the source has said that this node has no object: that there is none, or none any more.
+    node_is_missing: bool,
     dirty: BTreeSet<Key>,
 }
 
@@ -124,6 +126,7 @@ impl Index {
                 for key in vanished {
                     self.delete(kind, key);
                 }
+                self.node_is_missing |= kind == Kind::Node && self.node().is_none();
             }
             Event::Refused(Kind::Service | Kind::EndpointSlice) => {}
             Event::Refused(Kind::Node) => self.nodes.settled = true,
@@ -148,6 +151,7 @@ impl Index {
         if node.key != Key::global(&self.settings.node) {
             return;
         }
+        self.node_is_missing = false;
         let (key, now) = (node.key.clone(), node.clone());
         if let Some(before) = self.nodes.insert(&key, node) {
             self.node_changed(before.as_ref(), Some(&now));
@@ -178,6 +182,7 @@ impl Index {
             }
             Kind::Node => {
                 if let Some(node) = self.nodes.objects.remove(&key) {
+                    self.node_is_missing = true;
                     self.node_changed(Some(&node), None);
                 }
             }
@@ -273,10 +278,11 @@ impl Index {
         Place { node: &self.settings.node, zone }
     }
 
-    /// Whether load balancers may send this node new connections (KEP-3836). One whose object is unknown has
-    /// nothing against it.
+    /// Whether load balancers may send this node new connections (KEP-3836). One that is gone, or that the
+    /// cluster has never had, is not eligible, as kube-proxy has it; nothing speaks against one of which its source
+    /// has not said anything yet, or never will.
     pub fn node_is_eligible(&self) -> bool {
-        self.node().is_none_or(|node| !node.leaving)
+        self.node().map_or(!self.node_is_missing, |node| !node.leaving)
     }
 
     /// All services.
@@ -464,7 +470,7 @@ mod tests {
     #[test]
     fn a_node_that_leaves_is_not_eligible() {
         let mut index = listed();
-        assert!(index.node_is_eligible(), "nothing is known against it");
+        assert!(index.node_is_eligible(), "nothing is known against it yet");
         for (more, eligible) in [
             ("", true),
             ("spec: {taints: [{key: ToBeDeletedByClusterAutoscaler, effect: NoSchedule}]}", false),
@@ -479,6 +485,27 @@ mod tests {
         let deleted = "metadata: {name: here, deletionTimestamp: \"2026-01-01T00:00:00Z\"}";
         handle(&mut index, applied(&format!("apiVersion: v1\nkind: Node\n{deleted}\n")));
         assert!(!index.node_is_eligible());
+    }
+
+    #[test]
+    fn a_node_that_the_cluster_does_not_have_is_not_eligible() {
+        let mut index = listed();
+        list(&mut index, Kind::Node);
+        assert!(!index.node_is_eligible(), "there is none");
+        handle(&mut index, [node("here", "z", "192.0.2.1")]);
+        assert!(index.node_is_eligible());
+        handle(&mut index, [Event::Delete(Kind::Node, Key::global("there"))]);
+        assert!(index.node_is_eligible());
+        handle(&mut index, [Event::Delete(Kind::Node, Key::global("here"))]);
+        assert!(!index.node_is_eligible(), "it is gone");
+        handle(&mut index, [node("here", "z", "192.0.2.1")]);
+        assert!(index.node_is_eligible(), "it is back");
+        list(&mut index, Kind::Node);
+        assert!(!index.node_is_eligible(), "it went while it was not watched");
+
+        let mut index = listed();
+        handle(&mut index, [Event::Refused(Kind::Node)]);
+        assert!(index.node_is_eligible(), "nobody says what it is");
     }
 
     #[test]

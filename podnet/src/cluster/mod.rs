@@ -4,6 +4,7 @@
 //! pure.
 
 pub mod files;
+pub mod health_check;
 pub mod index;
 pub mod manifests;
 pub mod model;

@@ -1,13 +1,12 @@
 //! What Services amount to on this node: their frontends, and who serves whom.
 
-use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::sync::Arc;
 
 use ipnet::IpNet;
 use podnet_common::network::{Network, SERVICE_NETWORKS, ServiceNetworks};
 use podnet_common::service::{BackendFlags, FrontendFlags, FrontendKey, FrontendKind, ServiceId};
-use podnet_common::wire::{Addr, Be16, Endpoint, Family, Protocol};
+use podnet_common::wire::{Be16, Endpoint, Family, Protocol};
 
 use super::index::Index;
 use super::node::{NodeAddresses, family_of, loopback};
@@ -88,45 +87,7 @@ pub fn pod_networks(index: &Index) -> Vec<SourceRange> {
     networks.map(|network| SourceRange::of(ServiceId::PODS, &network)).collect()
 }
 
-/// What load balancers ask a node for about a Service (`spec.healthCheckNodePort`).
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct HealthCheck {
-    /// The Service.
-    pub service: Key,
-    /// The port that they ask at.
-    pub port: u16,
-    /// How many endpoints of this node are ready; those that terminate are not.
-    pub local_endpoints: usize,
-}
-
-/// All health checks, in no particular order.
-pub fn health_check_ports(index: &Index) -> impl Iterator<Item = HealthCheck> {
-    index.services().filter_map(|service| {
-        let port = service.health_check_port?;
-        Some(HealthCheck {
-            service: service.key.clone(),
-            port,
-            local_endpoints: local_endpoints(index, service),
-        })
-    })
-}
-
-/// How many pods of this node are ready to serve: by the family that knows of more of them.
-fn local_endpoints(index: &Index, service: &Service) -> usize {
-    let here = index.place();
-    let of_family = |family| {
-        let slices = index.slices(&service.key).filter(|slice| slice.family == family);
-        let served = |slice: &&EndpointSlice| {
-            service.ports.iter().any(|port| slice.ports.iter().any(|target| target.name == port.name))
-        };
-        let endpoints = slices.filter(served).flat_map(|slice| &slice.endpoints);
-        let ready = endpoints.filter(|it| it.ready && is_here(it.node.as_deref(), here));
-        ready.map(|it| it.addr).collect::<BTreeSet<Addr>>().len()
-    };
-    of_family(Family::V4).max(of_family(Family::V6))
-}
-
-fn is_here(node: Option<&str>, here: Place<'_>) -> bool {
+pub(super) fn is_here(node: Option<&str>, here: Place<'_>) -> bool {
     !here.node.is_empty() && node == Some(here.node)
 }
 
@@ -700,24 +661,6 @@ mod tests {
         assert_eq!(ports(&index), []);
         service(&mut index, PLAIN);
         assert_eq!(frontends(&only(&index)), ["ClusterIP 10.96.0.1:80 {}"]);
-    }
-
-    #[test]
-    fn health_checks_count_what_is_ready_here() {
-        let spec = "spec: {type: LoadBalancer, externalTrafficPolicy: Local, healthCheckNodePort: 31000, \
-                    clusterIPs: [10.96.0.1, 'fd00::1'], ports: [{port: 80}, {name: b, port: 81}]}";
-        let mut index = index(settings(), spec);
-        let both = "{port: 80}, {name: b, port: 81}";
-        let terminating = format!("{HERE}, {TERMINATING}");
-        slice(
-            &mut index,
-            "a",
-            both,
-            &[("10.0.0.1", HERE), ("10.0.0.2", READY), ("10.0.0.3", &terminating), ("10.0.0.4", HERE)],
-        );
-        slice(&mut index, "v6", both, &[("fd00::a", HERE), ("fd00::b", HERE)]);
-        let check = HealthCheck { service: Key::new("shop", "web"), port: 31000, local_endpoints: 2 };
-        assert_eq!(health_check_ports(&index).collect::<Vec<_>>(), [check]);
     }
 
     fn pod(ports: &str) -> Vec<ServicePort> {
