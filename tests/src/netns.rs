@@ -63,6 +63,14 @@ impl Netns {
         })
     }
 
+    /// What `tc -batch` prints that runs inside with `line`.
+    ///
+    /// # Errors
+    /// What `tc` complains of.
+    pub fn tc(&self, line: &str) -> Result<String> {
+        run("tc", &["-netns", &self.name, "-batch", "-"], line)
+    }
+
     /// Sets kernel parameters such as `net/ipv4/ip_forward=1`.
     ///
     /// # Errors
@@ -94,21 +102,27 @@ fn batch(lines: &str) -> Result<()> {
 }
 
 fn ip(arguments: &[&str], input: &str) -> Result<()> {
-    let mut child = Command::new("ip")
+    run("ip", arguments, input).map(drop)
+}
+
+/// Runs a program of Debian's package iproute2; what it prints.
+fn run(program: &str, arguments: &[&str], input: &str) -> Result<String> {
+    let mut child = Command::new(program)
         .args(arguments)
         .stdin(Stdio::piped())
-        .stdout(Stdio::null())
+        .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .spawn()
-        .context("cannot run ip (Debian's package iproute2)")?;
+        .with_context(|| format!("cannot run {program} (Debian's package iproute2)"))?;
     if let Some(mut stdin) = child.stdin.take() {
-        stdin.write_all(input.as_bytes()).context("cannot write to ip")?;
+        stdin.write_all(input.as_bytes()).with_context(|| format!("cannot write to {program}"))?;
     }
-    let output = child.wait_with_output().context("cannot wait for ip")?;
+    let output = child.wait_with_output().with_context(|| format!("cannot wait for {program}"))?;
     if !output.status.success() {
-        bail!("ip {}:\n{input}\n{}", arguments.join(" "), String::from_utf8_lossy(&output.stderr));
+        let errors = String::from_utf8_lossy(&output.stderr);
+        bail!("{program} {}:\n{input}\n{errors}", arguments.join(" "));
     }
-    Ok(())
+    Ok(String::from_utf8(output.stdout)?)
 }
 
 /// Removes the namespace of this name; one that is not there is fine.

@@ -27,19 +27,23 @@ struct Attached {
 impl Attached {
     fn look(node: &Node, pods: &[&Pod]) -> Result<Self> {
         let interfaces: Vec<_> = pods.iter().map(|pod| pod.interface()).collect();
-        let (tcx, filters) = node.place().netns.run(|| {
-            let (mut tcx, mut filters) = (Vec::new(), Vec::new());
+        let netns = &node.place().netns;
+        let mut filters = Vec::new();
+        for interface in &interfaces {
+            for direction in ["ingress", "egress"] {
+                let listed = netns.tc(&format!("filter show dev {interface} {direction}"))?;
+                filters.extend(listed.lines().filter(|line| line.contains("handle")).map(str::to_owned));
+            }
+        }
+        let tcx = netns.run(|| {
+            let mut tcx = Vec::new();
             for interface in interfaces {
                 for direction in [TcAttachType::Ingress, TcAttachType::Egress] {
                     let (_, programs) = SchedClassifier::query_tcx(interface, direction)?;
                     tcx.extend(programs.iter().map(|program| program.id()));
                 }
-                for direction in ["ingress", "egress"] {
-                    let listed = output("tc", &["filter", "show", "dev", interface, direction])?;
-                    filters.extend(listed.lines().filter(|line| line.contains("handle")).map(str::to_owned));
-                }
             }
-            Ok((tcx, filters))
+            Ok(tcx)
         })?;
         let cgroup = node.place().cgroup.to_str().context("a path of ASCII")?.to_owned();
         let listed = output("bpftool", &["--json", "cgroup", "show", &cgroup])?;
@@ -116,22 +120,17 @@ fn cleanup(attach: &'static str) -> Result<()> {
         run_cleanup(&other)?;
         ensure!(!agent::bpffs(&scene.node, &settings).exists(), "pins are left");
     } else {
-        let interface = scene.client.interface();
-        let accept_all = "1,6 0 0 0,";
-        scene.node.place().netns.run(|| {
-            output(
-                "tc",
-                &["filter", "add", "dev", interface, "ingress", "prio", "77", "bpf", "bytecode", accept_all],
-            )
-        })?;
+        let [used, unused] = pods.map(Pod::interface);
+        let netns = &scene.node.place().netns;
+        let has_qdisc = |interface: &str| {
+            anyhow::Ok(netns.tc(&format!("qdisc show dev {interface}"))?.contains("clsact"))
+        };
+        netns.tc(&format!("filter add dev {used} ingress prio 77 bpf bytecode \"1,6 0 0 0,\""))?;
         run_cleanup(&scene.agent)?;
         let left = Attached::look(&scene.node, &pods)?;
         ensure!(left.filters.len() == 1 && left.filters[0].contains("pref 77"), "{left:?}");
-        scene
-            .node
-            .place()
-            .netns
-            .run(|| output("tc", &["filter", "delete", "dev", interface, "ingress", "prio", "77"]))?;
+        ensure!(has_qdisc(used)? && !has_qdisc(unused)?, "a qdisc goes with its last filter, and no sooner");
+        netns.tc(&format!("filter delete dev {used} ingress prio 77"))?;
     }
     Attached::wait(&scene.node, &pods, |left| *left == Attached::nothing())?;
     ensure!(!scene.node.bpffs().exists(), "pins are left");

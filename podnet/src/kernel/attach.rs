@@ -2,7 +2,7 @@
 //!
 //! A tcx or cgroup link is pinned, and its program replaced in place by the next agent. A clsact filter
 //! (kernels before 6.6) needs no pin to live; its program is pinned nevertheless, under the name of the
-//! interface and direction, so that the next agent and `podnet cleanup` know whose it is.
+//! interface and direction, so that the next agent and `podnet cleanup` know whose it is; likewise the qdisc.
 
 use std::fmt;
 use std::fs;
@@ -22,7 +22,7 @@ use aya::programs::{
 use super::AttachMode;
 use super::error::Error;
 use super::pins::{Pins, remove_file};
-use super::sys;
+use super::{qdisc, sys};
 use crate::error::chain;
 use nix::libc;
 
@@ -63,6 +63,8 @@ pub(super) enum Pin {
     Tcx { index: u32, direction: TcAttachType },
     /// The program of a clsact filter.
     Filter { index: u32, direction: TcAttachType },
+    /// A program too, which says that podnet has made the clsact qdisc.
+    Qdisc { index: u32 },
     /// A cgroup link.
     Cgroup { hook: String, cgroup: u64 },
 }
@@ -71,7 +73,7 @@ impl Pin {
     /// The interface that it belongs to.
     pub(super) const fn interface(&self) -> Option<u32> {
         match self {
-            Self::Tcx { index, .. } | Self::Filter { index, .. } => Some(*index),
+            Self::Tcx { index, .. } | Self::Filter { index, .. } | Self::Qdisc { index } => Some(*index),
             Self::Cgroup { .. } => None,
         }
     }
@@ -89,6 +91,7 @@ impl fmt::Display for Pin {
         match self {
             Self::Tcx { index, direction } => write!(f, "tcx-{index}-{}", direction_name(*direction)),
             Self::Filter { index, direction } => write!(f, "clsact-{index}-{}", direction_name(*direction)),
+            Self::Qdisc { index } => write!(f, "qdisc-{index}-clsact"),
             Self::Cgroup { hook, cgroup } => write!(f, "cgroup-{hook}-{cgroup}"),
         }
     }
@@ -113,6 +116,7 @@ impl FromStr for Pin {
         match kind {
             "tcx" => Ok(Self::Tcx { index: index()?, direction: direction()? }),
             "clsact" => Ok(Self::Filter { index: index()?, direction: direction()? }),
+            "qdisc" if second == "clsact" => Ok(Self::Qdisc { index: index()? }),
             "cgroup" => Ok(Self::Cgroup { hook: first.to_owned(), cgroup: second.parse().map_err(drop)? }),
             _ => Err(()),
         }
@@ -169,16 +173,25 @@ fn attach_both(
             }
         }
     }
-    Ok(())
+    if has_filter(pins, index) { Ok(()) } else { forget(pins, &Pin::Qdisc { index }) }
 }
 
 /// Detaches both programs from an interface, which may be gone already.
 pub(super) fn detach_interface(pins: &Pins, index: u32) -> Result<(), Error> {
-    for direction in [TcAttachType::Egress, TcAttachType::Ingress] {
+    for direction in DIRECTIONS {
         forget(pins, &Pin::Tcx { index, direction })?;
         forget(pins, &Pin::Filter { index, direction })?;
     }
-    Ok(())
+    forget(pins, &Pin::Qdisc { index })
+}
+
+const DIRECTIONS: [TcAttachType; 2] = [TcAttachType::Egress, TcAttachType::Ingress];
+
+/// Whether a program is attached to an interface by clsact.
+pub(super) fn has_filter(pins: &Pins, index: u32) -> bool {
+    DIRECTIONS
+        .iter()
+        .any(|direction| pins.links().join(Pin::Filter { index, direction: *direction }.to_string()).exists())
 }
 
 /// Whether an error says that this kernel has no tcx (Linux 6.6).
@@ -230,7 +243,15 @@ fn attach_filter(
     direction: TcAttachType,
 ) -> Result<(), ProgramError> {
     // An error says that the qdisc is there already, or comes again with the filter.
-    let _ = qdisc_add_clsact(name);
+    if qdisc_add_clsact(name).is_ok() {
+        let mark = pins.links().join(Pin::Qdisc { index }.to_string());
+        if !mark.exists()
+            && let Err(error) = program.pin(&mark)
+        {
+            qdisc::remove_if_unused(index).map_err(ProgramError::IOError)?;
+            return Err(wrapped(error));
+        }
+    }
     let path = pins.links().join(Pin::Filter { index, direction }.to_string());
     if path.exists() {
         fs::remove_file(&path).map_err(ProgramError::IOError)?;
@@ -244,9 +265,18 @@ fn attach_filter(
         }
         attached => attached?,
     };
-    // Dropping the link would detach the filter.
-    std::mem::forget(program.take_link(id)?);
-    program.pin(&path).map_err(wrapped)
+    let link = program.take_link(id)?;
+    match program.pin(&path) {
+        Ok(()) => {
+            // Dropping the link would detach the filter.
+            std::mem::forget(link);
+            Ok(())
+        }
+        Err(error) => {
+            link.detach()?;
+            Err(wrapped(error))
+        }
+    }
 }
 
 /// An error of aya's that is no [`ProgramError`], as one.
@@ -259,7 +289,7 @@ pub(super) fn forget(pins: &Pins, pin: &Pin) -> Result<(), Error> {
     let name = pin.to_string();
     let path = pins.links().join(&name);
     if path.exists() {
-        detach_filter(&name)?;
+        undo(&name)?;
         remove_file(&path)?;
     }
     Ok(())
@@ -272,10 +302,31 @@ pub(super) fn interface_name(index: u32) -> Option<String> {
     (!name.is_empty()).then(|| name.to_string_lossy().into_owned())
 }
 
-/// Removes the clsact filter that the pin called `name` stands for. Other pins, and interfaces that are no
-/// more, need nothing.
-pub(super) fn detach_filter(name: &str) -> Result<(), Error> {
-    let Ok(Pin::Filter { index, direction }) = name.parse() else { return Ok(()) };
+/// Removes what the pin called `name` stands for and does not hold: a clsact filter, or the qdisc if nobody
+/// else has filters in it. Other pins, and interfaces that are no more, need nothing.
+pub(super) fn undo(name: &str) -> Result<(), Error> {
+    match name.parse() {
+        Ok(Pin::Filter { index, direction }) => detach_filter(index, direction),
+        Ok(Pin::Qdisc { index }) => qdisc::remove_if_unused(index).map_err(|error| Error::Attach {
+            program: "filter",
+            target: interface_name(index).unwrap_or_else(|| index.to_string()),
+            reason: format!("the clsact qdisc cannot be removed: {error}"),
+        }),
+        _ => Ok(()),
+    }
+}
+
+/// Whether what the pin called `name` of another layout version stands for is `heir`'s now: filters are known
+/// by their place, and a qdisc is one for all.
+pub(super) fn inherits(heir: &Pins, name: &str) -> bool {
+    match name.parse() {
+        Ok(Pin::Filter { .. }) => heir.links().join(name).exists(),
+        Ok(Pin::Qdisc { index }) => has_filter(heir, index),
+        _ => false,
+    }
+}
+
+fn detach_filter(index: u32, direction: TcAttachType) -> Result<(), Error> {
     let Some(interface) = interface_name(index) else { return Ok(()) };
     let link = SchedClassifierLink::attached(&interface, direction, FILTER_PRIORITY, FILTER_HANDLE, None);
     let detached = link.map_err(ProgramError::IOError).and_then(Link::detach);
@@ -366,11 +417,14 @@ mod tests {
         for pin in [
             Pin::Tcx { index: 7, direction: TcAttachType::Ingress },
             Pin::Filter { index: 12, direction: TcAttachType::Egress },
+            Pin::Qdisc { index: 12 },
             Pin::Cgroup { hook: "connect4".to_owned(), cgroup: u64::MAX },
         ] {
             assert_eq!(pin.to_string().parse(), Ok(pin));
         }
-        for foreign in ["", "tcx", "tcx-x-ingress", "tcx-1-sideways", "tcx-1-ingress-2", "xdp-1-ingress"] {
+        for foreign in
+            ["", "tcx", "tcx-x-ingress", "tcx-1-sideways", "tcx-1-ingress-2", "xdp-1-ingress", "qdisc-1-htb"]
+        {
             assert_eq!(foreign.parse::<Pin>(), Err(()));
         }
     }

@@ -68,7 +68,7 @@ impl Pins {
         let bpffs = self.root.parent().unwrap_or(&self.root);
         for version in layouts(bpffs)? {
             if bpffs.join(&version) != self.root {
-                remove_layout(bpffs, &version)?;
+                remove_layout(bpffs, &version, Some(self))?;
             }
         }
         Ok(())
@@ -117,7 +117,7 @@ pub(super) fn remove_file(path: &Path) -> Result<(), Error> {
 pub fn cleanup(bpffs: &Path) -> Result<Vec<String>, Error> {
     let mut removed = Vec::new();
     for version in layouts(bpffs)? {
-        removed.extend(remove_layout(bpffs, &version)?);
+        removed.extend(remove_layout(bpffs, &version, None)?);
     }
     remove_directory(bpffs)?;
     Ok(removed)
@@ -130,13 +130,27 @@ fn layouts(bpffs: &Path) -> Result<Vec<String>, Error> {
     Ok(all)
 }
 
-fn remove_layout(bpffs: &Path, version: &str) -> Result<Vec<String>, Error> {
+/// Removes what one layout version has left; `heir` has taken over where it has programs.
+fn remove_layout(bpffs: &Path, version: &str, heir: Option<&Pins>) -> Result<Vec<String>, Error> {
     let mut removed = Vec::new();
     for kind in ["links", NEXT, "maps"] {
         let directory = bpffs.join(version).join(kind);
         for name in names(&directory)? {
-            attach::detach_filter(&name)?;
-            remove_file(&directory.join(&name))?;
+            let path = directory.join(&name);
+            match heir.filter(|heir| kind == "links" && attach::inherits(heir, &name)) {
+                Some(heir) if !heir.links().join(&name).exists() => {
+                    let to = heir.links().join(&name);
+                    fs::rename(&path, to).map_err(|source| Error::File {
+                        action: "renaming",
+                        path,
+                        source,
+                    })?;
+                    continue;
+                }
+                Some(_) => {}
+                None => attach::undo(&name)?,
+            }
+            remove_file(&path)?;
             removed.push(format!("{} {name}", if kind == "links" { "link" } else { "map" }));
         }
         remove_directory(&directory)?;

@@ -72,24 +72,23 @@ impl View {
     /// # Errors
     /// When the pins cannot be read.
     pub fn attachments(&self) -> Result<Vec<Attachment>, Error> {
-        Ok(attach::pinned(&self.pins)?.into_iter().map(Attachment::from).collect())
+        Ok(attach::pinned(&self.pins)?.into_iter().filter_map(attachment).collect())
     }
 }
 
-impl From<Pin> for Attachment {
-    fn from(pin: Pin) -> Self {
-        let interface =
-            |index: u32| attach::interface_name(index).unwrap_or_else(|| format!("interface {index} (gone)"));
-        match &pin {
-            Pin::Tcx { index, direction } => Self {
-                hook: format!("tcx {}", attach::direction_name(*direction)),
-                target: interface(*index),
-            },
-            Pin::Filter { index, direction } => Self {
-                hook: format!("clsact {}", attach::direction_name(*direction)),
-                target: interface(*index),
-            },
-            Pin::Cgroup { hook, cgroup } => Self { hook: hook.clone(), target: format!("cgroup {cgroup}") },
+/// The program that a pin stands for, if one does.
+fn attachment(pin: Pin) -> Option<Attachment> {
+    let interface =
+        |index: u32| attach::interface_name(index).unwrap_or_else(|| format!("interface {index} (gone)"));
+    let (hook, target) = match pin {
+        Pin::Tcx { index, direction } => {
+            (format!("tcx {}", attach::direction_name(direction)), interface(index))
         }
-    }
+        Pin::Filter { index, direction } => {
+            (format!("clsact {}", attach::direction_name(direction)), interface(index))
+        }
+        Pin::Cgroup { hook, cgroup } => (hook, format!("cgroup {cgroup}")),
+        Pin::Qdisc { .. } => return None,
+    };
+    Some(Attachment { hook, target })
 }
