@@ -490,6 +490,12 @@ impl Agent {
                         }
                     }
                 }
+                Action::Lament(link) => warn!(
+                    interface = link.name,
+                    "an interface without Ethernet headers is not served: what clients outside send and get by it \
+                     is not translated, nor what backends elsewhere answer them; leave it out by --node-interfaces \
+                     if that is as it should be"
+                ),
                 Action::Detach(index) => {
                     if let Err(error) = self.dataplane.detach_interface(index) {
                         warn!(%error, index, "an interface could not be detached from");

@@ -1,6 +1,6 @@
 //! The interfaces that face pods and other machines: which they are, as they come and go.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::convert::Infallible;
 use std::fmt;
 use std::io;
@@ -10,8 +10,10 @@ use futures::TryStreamExt;
 use rtnetlink::MulticastGroup;
 use rtnetlink::packet_route::RouteNetlinkMessage;
 use rtnetlink::packet_route::link::{
-    InfoKind, InfoPortKind, LinkAttribute, LinkInfo, LinkLayerType, LinkMessage,
+    InfoKind, InfoPortKind, LinkAttribute, LinkFlags, LinkInfo, LinkLayerType, LinkMessage,
 };
+
+use tokio::runtime::Builder;
 
 use crate::kernel::Side;
 use crate::netlink::Netlink;
@@ -78,13 +80,43 @@ pub struct Link {
     pub index: u32,
     /// Its name.
     pub name: String,
-    /// Whether its frames are Ethernet's.
-    pub ethernet: bool,
+    /// What its frames begin with.
+    pub header: Header,
+    /// Whether it is up.
+    pub up: bool,
     /// Whether packets pass another interface too that podnet is at: it is a bridge, whose ports are, or a
     /// member of a bond.
     pub indirect: bool,
     /// The index of the interface that it is a port or a member of.
     pub master: Option<u32>,
+}
+
+impl Link {
+    /// Whether packets may pass here whose frames podnet cannot read.
+    fn is_unreadable(&self) -> bool {
+        self.header == Header::Other && self.up
+    }
+}
+
+/// The names of the interfaces that are up and whose frames podnet cannot read.
+///
+/// # Errors
+/// When netlink does not tell.
+pub fn unreadable() -> io::Result<Vec<String>> {
+    let runtime = Builder::new_current_thread().enable_all().build()?;
+    let links = runtime.block_on(async { Interfaces::open()?.list().await.map_err(io::Error::other) })?;
+    Ok(links.into_iter().filter(Link::is_unreadable).map(|link| link.name).collect())
+}
+
+/// What an interface's frames begin with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Header {
+    /// Ethernet's.
+    Ethernet,
+    /// It is the loopback interface.
+    Loopback,
+    /// Another one or none: that of a tunnel, such as WireGuard or IPIP.
+    Other,
 }
 
 /// News of interfaces.
@@ -105,6 +137,8 @@ pub enum Action {
     Attach(Side, Link),
     /// It faces neither, or is gone.
     Detach(u32),
+    /// It would face one of them, but podnet cannot read its frames: that is to be told.
+    Lament(Link),
 }
 
 /// Which interfaces face pods and other machines, by what netlink has told.
@@ -115,6 +149,8 @@ pub struct Facing {
     /// The index of the bridge that pods are at, if that is what tells them and it exists.
     bridge: Option<u32>,
     links: BTreeMap<u32, Attachment>,
+    /// The interfaces whose frames podnet cannot read, once that has been told.
+    lamented: BTreeSet<u32>,
 }
 
 /// How far an interface is.
@@ -133,7 +169,7 @@ impl Facing {
     /// those that an earlier agent has left attached.
     pub fn new(pods: PodInterfaces, nodes: Patterns, attached: impl IntoIterator<Item = u32>) -> Self {
         let links = attached.into_iter().map(|index| (index, Attachment::Left)).collect();
-        Self { pods, nodes, bridge: None, links }
+        Self { pods, nodes, bridge: None, links, lamented: BTreeSet::new() }
     }
 
     /// Whether an interface faces pods.
@@ -154,7 +190,7 @@ impl Facing {
 
     /// What an interface faces, if podnet has to do with it.
     fn side(&self, link: &Link) -> Option<Side> {
-        if !link.ethernet {
+        if link.header != Header::Ethernet {
             None
         } else if self.faces_pods(link) {
             Some(Side::Pod)
@@ -222,7 +258,14 @@ impl Facing {
     }
 
     fn changed(&mut self, link: Link) -> Option<Action> {
-        let Some(side) = self.side(&link) else { return self.gone(link.index) };
+        let Some(side) = self.side(&link) else {
+            let wanted = self.pods.matches(&link.name) || self.nodes.matches(&link.name);
+            return if wanted && link.is_unreadable() && self.lamented.insert(link.index) {
+                Some(Action::Lament(link))
+            } else {
+                self.detach(link.index)
+            };
+        };
         match self.links.get_mut(&link.index) {
             Some(Attachment::Done(at)) if *at == side => return None,
             // Its name may have changed.
@@ -235,6 +278,11 @@ impl Facing {
     }
 
     fn gone(&mut self, index: u32) -> Option<Action> {
+        self.lamented.remove(&index);
+        self.detach(index)
+    }
+
+    fn detach(&mut self, index: u32) -> Option<Action> {
         self.links.remove(&index).map(|_| Action::Detach(index))
     }
 }
@@ -294,7 +342,12 @@ fn link(message: &LinkMessage) -> Option<Link> {
         LinkAttribute::Controller(index) => Some(*index),
         _ => None,
     });
-    let ethernet = message.header.link_layer_type == LinkLayerType::Ether;
+    let header = match message.header.link_layer_type {
+        LinkLayerType::Ether => Header::Ethernet,
+        LinkLayerType::Loopback => Header::Loopback,
+        _ => Header::Other,
+    };
+    let up = message.header.flags.contains(LinkFlags::Up);
     let infos = message.attributes.iter().filter_map(|attribute| match attribute {
         LinkAttribute::LinkInfo(infos) => Some(infos),
         _ => None,
@@ -306,7 +359,7 @@ fn link(message: &LinkMessage) -> Option<Link> {
                 | LinkInfo::PortKind(InfoPortKind::Bond)
         )
     });
-    Some(Link { index: message.header.index, name, ethernet, indirect, master })
+    Some(Link { index: message.header.index, name, header, up, indirect, master })
 }
 
 #[cfg(test)]
@@ -317,7 +370,14 @@ mod tests {
     use crate::netlink::PAUSE;
 
     fn link(index: u32, name: &str) -> Link {
-        Link { index, name: name.to_owned(), ethernet: true, indirect: false, master: None }
+        Link {
+            index,
+            name: name.to_owned(),
+            header: Header::Ethernet,
+            up: true,
+            indirect: false,
+            master: None,
+        }
     }
 
     fn facing(attached: &[u32]) -> Facing {
@@ -465,8 +525,17 @@ mod tests {
     #[test]
     fn other_than_ethernet_is_left_alone() {
         let mut facing = facing(&[]);
-        let tunnel = Link { ethernet: false, ..link(3, "veth3") };
-        assert_eq!(facing.handle(News::Changed(tunnel)), []);
+        let loopback = Link { header: Header::Loopback, ..link(1, "eth1") };
+        assert_eq!(facing.handle(News::Changed(loopback)), []);
+        let tunnel = Link { header: Header::Other, ..link(3, "flannel-wg") };
+        assert_eq!(facing.handle(News::Changed(Link { up: false, ..tunnel.clone() })), [], "it is idle");
+        assert_eq!(facing.handle(News::Changed(tunnel.clone())), [Action::Lament(tunnel.clone())]);
+        assert_eq!(facing.handle(News::Changed(tunnel.clone())), [], "that has been told");
+        assert_eq!(facing.handle(News::Gone(3)), []);
+        assert_eq!(facing.handle(News::Changed(tunnel.clone())), [Action::Lament(tunnel)], "it is another");
+        let other = Link { header: Header::Other, ..link(4, "tap4") };
+        assert_eq!(facing.handle(News::Changed(other)), [], "nobody wants it");
+        assert_eq!((facing.count(Side::Net), facing.is_behind()), (0, false));
     }
 
     #[test]

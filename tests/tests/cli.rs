@@ -206,7 +206,22 @@ fn check_finds_this_machine_fit() -> Result<()> {
     let Some((_lab, node, _)) = lab()? else { return Ok(()) };
     let output = podnet(&node, &["check"])?;
     let text = String::from_utf8_lossy(&output.stdout);
-    ensure!(output.status.success() && !text.trim().is_empty(), "{output:?}");
+    ensure!(output.status.success() && text.contains("masquerading"), "{output:?}");
+    Ok(())
+}
+
+/// A tunnel without Ethernet headers is named by the agent, once, and by `podnet check`.
+#[test]
+fn interfaces_that_are_not_served_are_named() -> Result<()> {
+    let Some((_lab, node, manifests)) = lab()? else { return Ok(()) };
+    node.place().netns.batch("tuntap add dev tunnel-to-b mode tun\nlink set tunnel-to-b up")?;
+    let output = podnet(&node, &["check"])?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    ensure!(output.status.success() && text.contains("tunnel-to-b"), "{output:?}");
+    let agent = Agent::start(&node, Settings::new(&manifests, SocketLb::Off))?;
+    node.place().netns.batch("link set tunnel-to-b mtu 1400")?;
+    agent.wait_for_log("tunnel-to-b")?;
+    ensure!(agent.log().matches("tunnel-to-b").count() == 1, "{}", agent.log());
     Ok(())
 }
 

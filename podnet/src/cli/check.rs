@@ -1,5 +1,6 @@
 //! `podnet check`: can this machine run podnet?
 
+use std::io;
 use std::process::ExitCode;
 
 use clap::Args;
@@ -7,6 +8,7 @@ use clap::Args;
 use super::kernel::Kernel;
 use super::print;
 use crate::changes::Capacity;
+use crate::interfaces::unreadable;
 use crate::kernel::{AttachMode, Finding, Level, probe};
 use crate::output;
 
@@ -22,7 +24,8 @@ pub(super) struct Check {
 
 impl Check {
     pub(super) fn run(self) -> ExitCode {
-        let findings = probe(&self.kernel.settings(AttachMode::Auto, Capacity::default()));
+        let mut findings = probe(&self.kernel.settings(AttachMode::Auto, Capacity::default()));
+        findings.push(tunnels(unreadable()));
         let failed = findings.iter().any(|finding| finding.level == Level::Failure);
         match print(&render(&findings)) {
             Ok(()) if !failed => ExitCode::SUCCESS,
@@ -30,6 +33,23 @@ impl Check {
         }
     }
 }
+
+/// Whether there are interfaces whose frames podnet cannot read.
+fn tunnels(unreadable: io::Result<Vec<String>>) -> Finding {
+    let found = match unreadable {
+        Ok(names) if names.is_empty() => return Finding::ok(TUNNELS, "all have Ethernet headers"),
+        Ok(names) => format!("without Ethernet headers: {}", names.join(", ")),
+        Err(error) => format!("cannot be listed: {error}"),
+    };
+    Finding::bad(
+        TUNNELS,
+        Level::Warning,
+        found,
+        "clients outside are served by interfaces with Ethernet headers, such as VXLAN's, and not by way of these",
+    )
+}
+
+const TUNNELS: &str = "interfaces";
 
 fn render(findings: &[Finding]) -> String {
     let rows = findings.iter().map(|finding| {
@@ -51,6 +71,14 @@ fn render(findings: &[Finding]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn interfaces_that_cannot_be_served_are_named() {
+        assert_eq!(tunnels(Ok(Vec::new())).level, Level::Ok);
+        let finding = tunnels(Ok(vec!["wg0".to_owned(), "tunl0".to_owned()]));
+        assert_eq!(finding.level, Level::Warning);
+        assert_eq!(finding.detail, "without Ethernet headers: wg0, tunl0");
+    }
 
     #[test]
     fn findings_come_with_hints() {

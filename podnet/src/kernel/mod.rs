@@ -3,12 +3,12 @@
 //! Everything that outlives the agent is pinned under one directory of bpffs:
 //!
 //! ```text
-//! <bpffs>/v<LAYOUT>/maps/<NAME>                       the maps of podnet_common::abi
-//! <bpffs>/v<LAYOUT>/maps/PROGRAMS-<n>                 what earlier agents' programs need until they are replaced
-//! <bpffs>/v<LAYOUT>/links/tcx-<ifindex>-<direction>   programs at an interface
-//! <bpffs>/v<LAYOUT>/links/clsact-<ifindex>-<direction>the same by a filter, which the pin does not hold
-//! <bpffs>/v<LAYOUT>/links/qdisc-<ifindex>-clsact      that podnet has made the qdisc of the filters
-//! <bpffs>/v<LAYOUT>/links/cgroup-<hook>-<cgroup id>   programs at a cgroup
+//! <bpffs>/v<LAYOUT>/maps/<NAME>                         the maps of podnet_common::abi
+//! <bpffs>/v<LAYOUT>/maps/PROGRAMS-<n>                   what earlier agents' programs need until they are replaced
+//! <bpffs>/v<LAYOUT>/links/tcx-<ifindex>-<direction>     programs at an interface
+//! <bpffs>/v<LAYOUT>/links/clsact-<ifindex>-<direction>  the same by a filter, which the pin does not hold
+//! <bpffs>/v<LAYOUT>/links/qdisc-<ifindex>-clsact        that podnet has made the qdisc of the filters
+//! <bpffs>/v<LAYOUT>/links/cgroup-<hook>-<cgroup id>     programs at a cgroup
 //! ```
 //!
 //! Links keep programs attached while no agent runs; the next agent finds them by name and replaces their

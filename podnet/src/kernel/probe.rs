@@ -40,11 +40,13 @@ pub struct Finding {
 }
 
 impl Finding {
-    fn ok(what: &str, detail: impl Into<String>) -> Self {
+    /// A feature that is there.
+    pub fn ok(what: &str, detail: impl Into<String>) -> Self {
         Self { what: what.to_owned(), level: Level::Ok, detail: detail.into(), hint: None }
     }
 
-    fn bad(what: &str, level: Level, detail: impl Into<String>, hint: &str) -> Self {
+    /// One that is not, or not as it should be.
+    pub fn bad(what: &str, level: Level, detail: impl Into<String>, hint: &str) -> Self {
         Self { what: what.to_owned(), level, detail: detail.into(), hint: Some(hint.to_owned()) }
     }
 }
