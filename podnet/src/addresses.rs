@@ -85,6 +85,42 @@ fn assigned(message: &AddressMessage) -> Option<Assigned> {
     Some((message.header.index, local.or_else(address)?))
 }
 
+/// Addresses that the kernel is to take for this node's, until it has.
+#[derive(Debug, Default)]
+pub struct Pending {
+    addresses: BTreeSet<IpAddr>,
+    failed: bool,
+}
+
+impl Pending {
+    /// Has `addresses` admitted, in place of those before.
+    pub fn set(&mut self, addresses: BTreeSet<IpAddr>) {
+        self.addresses = addresses;
+    }
+
+    /// Whether some are to be tried again.
+    pub fn is_behind(&self) -> bool {
+        !self.addresses.is_empty()
+    }
+
+    /// Tries to have them admitted by `admit`; what there is to tell of it: the first failure, and that it is
+    /// over.
+    pub fn try_with<E>(
+        &mut self,
+        admit: impl FnOnce(&BTreeSet<IpAddr>) -> Result<(), E>,
+    ) -> Option<Result<(), E>> {
+        if !self.is_behind() {
+            return None;
+        }
+        let admitted = admit(&self.addresses);
+        if admitted.is_ok() {
+            self.addresses.clear();
+        }
+        let failed_before = std::mem::replace(&mut self.failed, admitted.is_err());
+        (failed_before != self.failed).then_some(admitted)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use tokio::time::timeout;
@@ -108,6 +144,27 @@ mod tests {
         let mut addresses = Addresses::over(Netlink::dead(Addresses::GROUPS, true));
         let all = timeout(PAUSE * 5, addresses.next()).await.unwrap();
         assert!(all.contains(&IpAddr::from([127, 0, 0, 1])), "{all:?}");
+    }
+
+    #[test]
+    fn what_is_not_admitted_is_tried_again_and_told_of_once() {
+        let mut pending = Pending::default();
+        let all = |last| BTreeSet::from([IpAddr::from([10, 0, 0, last])]);
+        let fails = |_: &BTreeSet<IpAddr>| Err("no memory");
+        pending.set(all(1));
+        assert_eq!(pending.try_with(fails), Some(Err("no memory")));
+        assert_eq!((pending.try_with(fails), pending.is_behind()), (None, true));
+        pending.set(all(2));
+        let admitted = pending.try_with(|addresses| {
+            assert_eq!(*addresses, all(2), "those before are this node's no more");
+            Ok::<_, &str>(())
+        });
+        assert_eq!((admitted, pending.is_behind()), (Some(Ok(())), false));
+        assert_eq!(pending.try_with(fails), None, "nothing is left to be tried");
+        pending.set(all(3));
+        assert_eq!(pending.try_with(|_| Ok::<_, &str>(())), None, "as it should be");
+        pending.set(all(4));
+        assert_eq!(pending.try_with(fails), Some(Err("no memory")), "that is another failure");
     }
 
     #[test]

@@ -14,7 +14,7 @@ use tokio::task::JoinHandle;
 use tokio::time::{MissedTickBehavior, interval};
 use tracing::{debug, error, info, warn};
 
-use crate::addresses::Addresses;
+use crate::addresses::{Addresses, Pending};
 use crate::admin;
 use crate::cluster::files::Files;
 use crate::cluster::health_check::HealthCheck;
@@ -95,7 +95,7 @@ pub async fn run(settings: Settings) -> Result<(), Error> {
     let health = Arc::new(Health::default());
     let events = Events::new(source.client(), &settings.proxy.node);
     let mut agent = Agent::open(&settings, health.clone(), metrics.clone(), events)?;
-    agent.set_addresses(addresses.next().await)?;
+    agent.set_addresses(addresses.next().await);
     servers.start(health, metrics);
     let (feed, mut incoming) = feed();
     let source = tokio::spawn(source.run(feed));
@@ -133,9 +133,7 @@ pub async fn run(settings: Settings) -> Result<(), Error> {
             }
             news = interfaces.next(), if agent.is_ready() => agent.links(news),
             all = addresses.next() => {
-                if let Err(error) = agent.set_addresses(all) {
-                    warn!(%error, "answers to this node's new addresses are not recognised");
-                }
+                agent.set_addresses(all);
                 if agent.is_ready() {
                     agent.sync_unless_astray(&[]);
                 }
@@ -221,6 +219,7 @@ struct Agent {
     planner: Planner,
     dataplane: Dataplane,
     facing: Facing,
+    pending: Pending,
     metrics: Arc<Metrics>,
     progress: Progress,
     health: Arc<Health>,
@@ -269,6 +268,7 @@ impl Agent {
             planner,
             dataplane,
             facing,
+            pending: Pending::default(),
             progress: Progress::new(health.clone(), metrics.clone(), Timestamp::now()),
             metrics,
             service_health: ServiceHealth::new(health.clone()),
@@ -284,10 +284,23 @@ impl Agent {
     }
 
     /// Takes note of this node's addresses.
-    fn set_addresses(&mut self, all: BTreeSet<IpAddr>) -> Result<(), kernel::Error> {
-        let admitted = self.dataplane.admit_node(all.iter().copied());
+    fn set_addresses(&mut self, all: BTreeSet<IpAddr>) {
+        self.pending.set(all.clone());
+        self.admit_addresses();
         self.index.set_local_addresses(all);
-        admitted
+    }
+
+    /// Has the kernel take this node's addresses for that; if it does not, it is asked again later.
+    fn admit_addresses(&mut self) {
+        let dataplane = &mut self.dataplane;
+        match self.pending.try_with(|addresses| dataplane.admit_node(addresses.iter().copied())) {
+            Some(Err(error)) => warn!(
+                %error,
+                "answers to this node's addresses are not recognised; podnet tries again"
+            ),
+            Some(Ok(())) => info!("answers to this node's addresses are recognised again"),
+            None => {}
+        }
     }
 
     fn is_ready(&self) -> bool {
@@ -297,6 +310,7 @@ impl Agent {
     /// Whether there is something to be tried again.
     fn is_behind(&self) -> bool {
         self.astray.is_some()
+            || self.pending.is_behind()
             || self.planner.is_waiting()
             || self.facing.is_behind()
             || self.service_health.is_behind()
@@ -378,6 +392,7 @@ impl Agent {
 
     /// Tries again what has failed or found no room.
     fn retry(&mut self) {
+        self.admit_addresses();
         self.sync(&[]);
         let again = self.facing.again();
         self.act(again);
