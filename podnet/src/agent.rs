@@ -343,7 +343,7 @@ impl Agent {
 
     fn ready(&mut self) {
         if self.short_cuts
-            && let Err(error) = kernel::tolerate_short_cuts()
+            && let Err(error) = self.dataplane.tolerate_short_cuts()
         {
             warn!(%error, "the kernel may take the end of connections that took short cuts for INVALID");
         }

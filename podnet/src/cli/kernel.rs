@@ -27,7 +27,8 @@ pub(super) struct Kernel {
     ///
     /// The stack, its NetworkPolicies included, still decides about a flow's first packets both ways, and sees
     /// how it ends. A policy that changes afterwards does not end the flow, and the stack's counters miss it.
-    /// For pods linked by veth. The kernel's connection tracking is told to be liberal with TCP's windows, and stays so.
+    /// For pods linked by veth. The kernel's connection tracking is told to be liberal with TCP's windows until
+    /// `podnet cleanup`.
     #[arg(long, env = "PODNET_SHORT_CUTS")]
     short_cuts: bool,
 }

@@ -22,7 +22,7 @@ use aya::programs::{
 use super::AttachMode;
 use super::error::Error;
 use super::pins::{Pins, remove_file};
-use super::{qdisc, sys};
+use super::{conntrack, qdisc, sys};
 use crate::error::chain;
 use nix::libc;
 
@@ -65,6 +65,8 @@ pub(super) enum Pin {
     Filter { index: u32, direction: TcAttachType },
     /// A program too, which says that podnet has made the clsact qdisc.
     Qdisc { index: u32 },
+    /// A program too, which says how connection tracking was set before podnet changed that.
+    Conntrack { former: u8 },
     /// A cgroup link.
     Cgroup { hook: String, cgroup: u64 },
 }
@@ -74,7 +76,7 @@ impl Pin {
     pub(super) const fn interface(&self) -> Option<u32> {
         match self {
             Self::Tcx { index, .. } | Self::Filter { index, .. } | Self::Qdisc { index } => Some(*index),
-            Self::Cgroup { .. } => None,
+            Self::Conntrack { .. } | Self::Cgroup { .. } => None,
         }
     }
 }
@@ -92,6 +94,7 @@ impl fmt::Display for Pin {
             Self::Tcx { index, direction } => write!(f, "tcx-{index}-{}", direction_name(*direction)),
             Self::Filter { index, direction } => write!(f, "clsact-{index}-{}", direction_name(*direction)),
             Self::Qdisc { index } => write!(f, "qdisc-{index}-clsact"),
+            Self::Conntrack { former } => write!(f, "conntrack-{former}-liberal"),
             Self::Cgroup { hook, cgroup } => write!(f, "cgroup-{hook}-{cgroup}"),
         }
     }
@@ -117,6 +120,9 @@ impl FromStr for Pin {
             "tcx" => Ok(Self::Tcx { index: index()?, direction: direction()? }),
             "clsact" => Ok(Self::Filter { index: index()?, direction: direction()? }),
             "qdisc" if second == "clsact" => Ok(Self::Qdisc { index: index()? }),
+            "conntrack" if second == "liberal" => {
+                Ok(Self::Conntrack { former: first.parse().map_err(drop)? })
+            }
             "cgroup" => Ok(Self::Cgroup { hook: first.to_owned(), cgroup: second.parse().map_err(drop)? }),
             _ => Err(()),
         }
@@ -302,8 +308,8 @@ pub(super) fn interface_name(index: u32) -> Option<String> {
     (!name.is_empty()).then(|| name.to_string_lossy().into_owned())
 }
 
-/// Removes what the pin called `name` stands for and does not hold: a clsact filter, or the qdisc if nobody
-/// else has filters in it. Other pins, and interfaces that are no more, need nothing.
+/// Removes what the pin called `name` stands for and does not hold: a clsact filter, the qdisc if nobody else
+/// has filters in it, or a setting. Other pins, and interfaces that are no more, need nothing.
 pub(super) fn undo(name: &str) -> Result<(), Error> {
     match name.parse() {
         Ok(Pin::Filter { index, direction }) => detach_filter(index, direction),
@@ -312,16 +318,28 @@ pub(super) fn undo(name: &str) -> Result<(), Error> {
             target: interface_name(index).unwrap_or_else(|| index.to_string()),
             reason: format!("the clsact qdisc cannot be removed: {error}"),
         }),
+        Ok(Pin::Conntrack { former }) => conntrack::restore(former),
         _ => Ok(()),
     }
 }
 
+/// Makes a pin that only says something.
+pub(super) fn note(ebpf: &mut Ebpf, pins: &Pins, pin: &Pin) -> Result<(), Error> {
+    let path = pins.links().join(pin.to_string());
+    if !path.exists() {
+        let program: &mut SchedClassifier = program_mut(ebpf, INTERFACE_PROGRAMS[0])?;
+        program.pin(path)?;
+    }
+    Ok(())
+}
+
 /// Whether what the pin called `name` of another layout version stands for is `heir`'s now: filters are known
-/// by their place, and a qdisc is one for all.
+/// by their place, and a qdisc and a setting are one for all.
 pub(super) fn inherits(heir: &Pins, name: &str) -> bool {
     match name.parse() {
         Ok(Pin::Filter { .. }) => heir.links().join(name).exists(),
         Ok(Pin::Qdisc { index }) => has_filter(heir, index),
+        Ok(Pin::Conntrack { .. }) => true,
         _ => false,
     }
 }
@@ -418,6 +436,7 @@ mod tests {
             Pin::Tcx { index: 7, direction: TcAttachType::Ingress },
             Pin::Filter { index: 12, direction: TcAttachType::Egress },
             Pin::Qdisc { index: 12 },
+            Pin::Conntrack { former: 0 },
             Pin::Cgroup { hook: "connect4".to_owned(), cgroup: u64::MAX },
         ] {
             assert_eq!(pin.to_string().parse(), Ok(pin));

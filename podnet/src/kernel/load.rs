@@ -19,7 +19,7 @@ use super::pins::Pins;
 use super::probe::can_masquerade;
 use super::staging::Staging;
 use super::tables::{Tables, shapes};
-use super::{AttachMode, Settings, SocketLb, next, sys};
+use super::{AttachMode, Settings, SocketLb, conntrack, next, sys};
 use crate::changes::{Changes, Snapshot};
 
 static OBJECT: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/podnet-ebpf.o"));
@@ -164,6 +164,17 @@ impl Dataplane {
             Some(cgroup) => attach::attach_sockets(&mut self.ebpf, &self.pins, cgroup),
             None => attach::detach_sockets(&self.pins, None),
         }
+    }
+
+    /// Has the kernel's connection tracking bear with flows of which it sees the beginning and the end only, as
+    /// they are with short cuts, until [`cleanup`](super::cleanup).
+    ///
+    /// # Errors
+    /// When what was set before cannot be noted, or the setting not be changed.
+    pub fn tolerate_short_cuts(&mut self) -> Result<(), Error> {
+        let Some(former) = conntrack::strict()? else { return Ok(()) };
+        attach::note(&mut self.ebpf, &self.pins, &Pin::Conntrack { former })?;
+        conntrack::tolerate()
     }
 
     /// The kernel memory of each map, in bytes, the largest first.

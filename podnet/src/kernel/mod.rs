@@ -9,6 +9,7 @@
 //! <bpffs>/v<LAYOUT>/links/clsact-<ifindex>-<direction>  the same by a filter, which the pin does not hold
 //! <bpffs>/v<LAYOUT>/links/qdisc-<ifindex>-clsact        that podnet has made the qdisc of the filters
 //! <bpffs>/v<LAYOUT>/links/cgroup-<hook>-<cgroup id>     programs at a cgroup
+//! <bpffs>/v<LAYOUT>/links/conntrack-<n>-liberal         what a setting was that podnet has changed
 //! ```
 //!
 //! Links keep programs attached while no agent runs; the next agent finds them by name and replaces their
@@ -34,7 +35,6 @@ use std::path::PathBuf;
 use crate::changes::Capacity;
 
 pub use attach::Side;
-pub use conntrack::tolerate_short_cuts;
 pub use error::Error;
 pub use load::Dataplane;
 pub use pins::cleanup;

@@ -88,7 +88,7 @@ fn attachment(pin: Pin) -> Option<Attachment> {
             (format!("clsact {}", attach::direction_name(direction)), interface(index))
         }
         Pin::Cgroup { hook, cgroup } => (hook, format!("cgroup {cgroup}")),
-        Pin::Qdisc { .. } => return None,
+        Pin::Qdisc { .. } | Pin::Conntrack { .. } => return None,
     };
     Some(Attachment { hook, target })
 }
