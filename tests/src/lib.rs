@@ -20,6 +20,7 @@ pub mod pod;
 pub mod process;
 pub mod protocol;
 pub mod proxies;
+pub mod raw;
 pub mod require;
 pub mod scene;
 pub mod wait;

@@ -6,14 +6,11 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use etherparse::{IpFragOffset, IpNumber, Ipv4Header, Ipv6FragmentHeader, Ipv6Header, PacketBuilder};
-use nix::sys::socket::{
-    AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, SockaddrStorage, sendto, socket,
-};
-use std::os::fd::AsRawFd as _;
 use tests::agent::{Agent, Settings, SocketLb, service_port};
 use tests::lab::Lab;
 use tests::manifests::{Family, Manifests, Service};
 use tests::pod::PodKind;
+use tests::raw;
 use tests::scene::address_of;
 
 const PORT: u16 = 9999;
@@ -56,18 +53,6 @@ fn fragments(from: SocketAddr, to: SocketAddr, payload: &[u8]) -> Vec<Vec<u8>> {
         .to_vec()
 }
 
-/// Sends packets from the network namespace of this thread as they are.
-fn send(packets: &[Vec<u8>], to: SocketAddr) -> Result<()> {
-    let family = if to.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
-    let socket = socket(family, SockType::Raw, SockFlag::empty(), SockProtocol::Raw)?;
-    let to = SockaddrStorage::from(SocketAddr::new(to.ip(), 0));
-    for packet in packets {
-        let sent = sendto(socket.as_raw_fd(), packet, &to, MsgFlags::empty())?;
-        ensure!(sent == packet.len());
-    }
-    Ok(())
-}
-
 fn fragments_arrive(kind: PodKind) -> Result<()> {
     let Some(lab) = Lab::start()? else { return Ok(()) };
     let node = lab.node("a")?;
@@ -92,7 +77,7 @@ fn fragments_arrive(kind: PodKind) -> Result<()> {
             if backwards {
                 packets.reverse();
             }
-            client.place().netns.run(|| send(&packets, to))?;
+            raw::send(client.place(), &packets, to.ip())?;
             let mut received = [0; 2000];
             let (length, source) = server
                 .recv_from(&mut received)
