@@ -97,6 +97,15 @@ impl Pod {
         }
     }
 
+    /// Whether the bridge may send back to the pod what came from it: `hairpin_mode`, which it does not by default.
+    ///
+    /// # Errors
+    /// If the pod is not on a bridge.
+    pub fn hairpin_mode(&self, on: bool) -> Result<()> {
+        let (interface, mode) = (&self.interface, if on { "on" } else { "off" });
+        self.node.place().netns.batch(&format!("link set {interface} type bridge_slave hairpin {mode}"))
+    }
+
     /// Removes the pod's link.
     ///
     /// # Errors
