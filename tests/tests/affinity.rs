@@ -1,7 +1,7 @@
 //! A client stays with its endpoint: semantics §4, row `sessionAffinity: ClientIP`.
 
 use std::collections::BTreeSet;
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::thread;
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ use tests::manifests::{Family, NODE_PORT, Service};
 use tests::peer::{Target, Transport, ask};
 use tests::pod::{Pod, PodKind};
 use tests::process::Place;
-use tests::scene::{Plan, Scene, node_address};
+use tests::scene::{Cluster, Plan, Scene, node_address};
 
 const AFFINITY: &str = "sessionAffinity: ClientIP";
 
@@ -156,4 +156,46 @@ fn affinity_ends_tc() -> Result<()> {
 #[test]
 fn affinity_ends_socket() -> Result<()> {
     affinity_ends(SocketLb::All)
+}
+
+/// Clients outside are told apart by their addresses, and each stays with its endpoint whether it is on the node
+/// that is asked or elsewhere.
+#[test]
+fn each_client_outside_has_its_endpoint() -> Result<()> {
+    let Some(cluster) = Cluster::start(PodKind::Ptp, SocketLb::Off, &[])? else { return Ok(()) };
+    cluster.apply(
+        &Service::new("sticky", 20).with([&cluster.here, &cluster.there]).node_port().spec(AFFINITY),
+    )?;
+    // They all have the same one by chance once in thirty thousand runs.
+    let lasts = 101..117_u16;
+    let addresses: Vec<String> = lasts
+        .clone()
+        .map(|last| {
+            format!(
+                "addr add 172.18.0.{last}/24 dev eth0\naddr add fd00:172:18::{last:x}/64 dev eth0 nodad\n"
+            )
+        })
+        .collect();
+    let outside = cluster.outside.place();
+    outside.netns.batch(&addresses.concat())?;
+    for family in Family::ALL {
+        let clients = lasts.clone().map(|last| match family {
+            Family::V4 => IpAddr::from(Ipv4Addr::from_bits(0xac12_0000 | u32::from(last))),
+            Family::V6 => [0xfd00, 0x172, 0x18, 0, 0, 0, 0, last].into(),
+        });
+        let of_all = || -> Result<Vec<String>> {
+            let ask = |client| {
+                let target = Target::new(Transport::Tcp, cluster.node_port(family));
+                let answer = ask(outside, &target.from(SocketAddr::new(client, 0)))?;
+                Ok(answer.ok().with_context(|| format!("no answer to {client}"))?.server)
+            };
+            clients.clone().map(ask).collect()
+        };
+        let first = of_all()?;
+        ensure!(first.iter().collect::<BTreeSet<_>>().len() > 1, "all clients share {first:?}");
+        for _ in 0..3 {
+            ensure!(of_all()? == first, "a client has moved");
+        }
+    }
+    Ok(())
 }
