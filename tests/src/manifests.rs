@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
 
+use crate::kubernetes::zone;
 use crate::node::Node;
 use crate::peer::PORT;
 use crate::pod::Pod;
@@ -20,6 +21,7 @@ pub struct Service {
     protocols: Vec<&'static str>,
     endpoints: Vec<Endpoint>,
     draining: Vec<Endpoint>,
+    hinted: bool,
     target_port: u16,
     node_port: Option<u16>,
     balancers: Vec<IpAddr>,
@@ -57,6 +59,7 @@ impl Service {
             protocols: vec!["TCP", "UDP"],
             endpoints: Vec::new(),
             draining: Vec::new(),
+            hinted: false,
             target_port: PORT,
             node_port: None,
             balancers: Vec::new(),
@@ -88,6 +91,12 @@ impl Service {
     #[must_use]
     pub fn draining<'a>(self, pods: impl IntoIterator<Item = &'a Pod>) -> Self {
         Self { draining: pods.into_iter().map(Endpoint::of).collect(), ..self }
+    }
+
+    /// The same with a hint for each endpoint that it is for clients in the zone of its node.
+    #[must_use]
+    pub fn hinted(self) -> Self {
+        Self { hinted: true, ..self }
     }
 
     /// The same by another number: with another name and other addresses.
@@ -245,10 +254,12 @@ impl Service {
         yaml.push_str(if all.is_empty() { "endpoints: []\n" } else { "endpoints:\n" });
         for (endpoint, ready) in all {
             for address in endpoint.addresses.iter().filter(|address| family.has(**address)) {
+                let zone = zone(&endpoint.node);
+                let hints = if self.hinted { format!("forZones: [{{name: {zone}}}]") } else { String::new() };
                 let _ = writeln!(
                     yaml,
                     "- addresses: [\"{address}\"]\n  conditions: {{ready: {ready}, serving: true, terminating: {}}}\n  \
-                     nodeName: {}\n  targetRef: {{kind: Pod, namespace: default, name: {}}}",
+                     nodeName: {}\n  hints: {{{hints}}}\n  targetRef: {{kind: Pod, namespace: default, name: {}}}",
                     !ready, endpoint.node, endpoint.name
                 );
             }
@@ -314,15 +325,16 @@ impl Manifests {
         self.write(&format!("{}.yaml", service.name), &service.yaml())
     }
 
-    /// Writes a Node, with its addresses.
+    /// Writes a Node, with its addresses and a zone of its own.
     ///
     /// # Errors
     /// If the file cannot be written.
     pub fn apply_node(&self, node: &Node) -> Result<()> {
         let (name, v4, v6) = (node.name(), node.v4(), node.v6());
         let yaml = format!(
-            "apiVersion: v1\nkind: Node\nmetadata: {{name: {name}}}\nstatus:\n  addresses:\n  \
-             - {{type: InternalIP, address: \"{v4}\"}}\n  - {{type: InternalIP, address: \"{v6}\"}}\n"
+            "apiVersion: v1\nkind: Node\nmetadata: {{name: {name}, labels: {{topology.kubernetes.io/zone: {}}}}}\nstatus:\n  addresses:\n  \
+             - {{type: InternalIP, address: \"{v4}\"}}\n  - {{type: InternalIP, address: \"{v6}\"}}\n",
+            zone(name)
         );
         self.write(&format!("node-{name}.yaml"), &yaml)
     }
