@@ -54,15 +54,16 @@ pub(crate) fn origin<F: Frame, T: Tables>(
     // Answers to a client outside come by this node only if the backend is on it; and ClusterIPs are the
     // cluster's own (semantics of kube-proxy's detectLocalMode).
     let masquerade = match sender {
-        Sender::Node => false,
+        // It chose its address for the way to the Service, and another node that checks sources strictly takes
+        // from a tunnel only what is behind it.
+        Sender::Node => !choice.local,
         _ if frontend.flags.has(FrontendFlags::MASQUERADE) => true,
         _ if frontend.flags.has(FrontendFlags::POD_NETWORKS) => !tables.admits(ServiceId::PODS, client.addr),
         Sender::Pod | Sender::Led => false,
         Sender::Net => frontend.kind == FrontendKind::CLUSTER_IP || !choice.local,
     };
+    let mac = if sender == Sender::Node { frame.load(6).ok_or(Reason::Truncated)? } else { Mac::default() };
     if !masquerade {
-        let mac =
-            if sender == Sender::Node { frame.load(6).ok_or(Reason::Truncated)? } else { Mac::default() };
         let state = State::new(false);
         let state = if sender == Sender::Led { state.sent_at_once() } else { state };
         return Ok(Origin { addr: client.addr, way: sender.way(), state, mac });
@@ -70,14 +71,14 @@ pub(crate) fn origin<F: Frame, T: Tables>(
     let to = Tuple::between(client, choice.endpoint, packet.tuple.protocol());
     let addr = match tables.own_address(&to) {
         Some(addr) => addr,
-        // The backend has this node's own address: its answers pass here anyway.
-        None if choice.local => {
-            let mac = Mac::default();
+        // The backend has this node's own address: its answers pass here anyway. Those to the node do so mostly.
+        None if choice.local || sender == Sender::Node => {
             return Ok(Origin { addr: client.addr, way: sender.way(), state: State::new(false), mac });
         }
         None => return Err(Reason::NoRoute),
     };
-    Ok(Origin { addr, way: Way::MASQUERADE, state: State::new(false), mac: Mac::default() })
+    let way = if sender == Sender::Node { Way::NODE } else { Way::MASQUERADE };
+    Ok(Origin { addr, way, state: State::new(false), mac })
 }
 
 /// Takes a tuple towards the chosen backend whose replies belong to this flow alone, by writing the entry

@@ -387,6 +387,30 @@ fn the_node_itself_is_a_client() {
     }
 }
 
+/// Who checks sources strictly takes from a tunnel only addresses that are behind it: a node's packets to a backend
+/// elsewhere have the one that the routing table gives for the way there.
+#[test]
+fn a_remote_backend_sees_the_node_by_its_address_on_the_way() {
+    const TUNNEL: u32 = 44;
+    for mut cast in casts() {
+        let client = Endpoint { port: podnet_common::wire::Be16::new(33333), ..cast.node };
+        let address = outside(cast.family, 5, 0).addr;
+        cast.tables.ways_out = vec![WayOut { interface: TUNNEL, source: address }];
+        cast.draw(REMOTE);
+        let mut sent = opening(client, cast.node, cast.protocol);
+        let mac: [u8; 6] = sent[6..12].try_into().unwrap();
+        assert_eq!(to_net(&mut sent, &mut cast.tables), Verdict::Forward(TUNNEL, Reason::NewFlow));
+        let seen = read(&sent).unwrap();
+        assert_eq!((seen.from().addr, seen.to()), (address, cast.backends[REMOTE]));
+        let mut answer = frame(cast.backends[REMOTE], seen.from(), cast.protocol, SYN | ACK, b"");
+        cast.tables.interface = TUNNEL;
+        assert_eq!(from_net(&mut answer, &mut cast.tables), Verdict::Inject(UPLINK, Reason::Reply));
+        assert_eq!(answer[..6], mac);
+        let seen = read(&answer).unwrap();
+        assert_eq!((seen.from(), seen.to()), (cast.node, client));
+    }
+}
+
 #[test]
 fn no_endpoints_refuses_the_node_where_it_hears_it() {
     for mut cast in casts() {

@@ -39,7 +39,7 @@ const BUDGETS: [Budget; 30] = [
     Budget { program: "to_net_sctp", instructions: 1950, verified: 125_000, stack: 360 },
     Budget { program: "from_pod_open", instructions: 5700, verified: 320_000, stack: 450 },
     Budget { program: "from_net_open", instructions: 5400, verified: 320_000, stack: 440 },
-    Budget { program: "to_net_open", instructions: 5400, verified: 160_000, stack: 430 },
+    Budget { program: "to_net_open", instructions: 5400, verified: 260_000, stack: 430 },
     Budget { program: "from_pod_complain", instructions: 1400, verified: 25_000, stack: 320 },
     Budget { program: "from_net_complain", instructions: 1400, verified: 25_000, stack: 320 },
     Budget { program: "to_net_complain", instructions: 1400, verified: 25_000, stack: 320 },
