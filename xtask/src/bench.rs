@@ -4,7 +4,7 @@ use anyhow::{Result, bail};
 
 use crate::build::build_podnet;
 use crate::build_ebpf::build_ebpf;
-use crate::control_plane;
+use crate::control_plane::CONTROL_PLANE;
 use crate::process::{cargo, command, is_root, run};
 use crate::setup::setup;
 use crate::workspace;
@@ -53,7 +53,7 @@ impl Bench {
         let mut bench = command(workspace::target().join("release/bench"));
         bench.env("PODNET_BIN", podnet);
         if self.what == What::Cluster {
-            bench.envs(control_plane::variable()?);
+            bench.envs(CONTROL_PLANE.variable()?);
         }
         bench.arg(name).arg("--output").arg(workspace::target().join("bench").join(format!("{name}.json")));
         if let Some(rounds) = self.rounds {

@@ -11,6 +11,7 @@ mod build_ebpf;
 mod control_plane;
 mod crates;
 mod demo;
+mod go_module;
 mod image;
 mod lint;
 mod process;

@@ -7,8 +7,9 @@ use anyhow::{Context as _, Result, bail};
 
 use crate::apt::{self, Package};
 use crate::bpf_toolchain::{Compiler, find_linker, nightlies};
-use crate::control_plane;
+use crate::control_plane::{CONTROL_PLANE, FLANNEL};
 use crate::crates::Tool;
+use crate::go_module::GoModule;
 use crate::process::{command, find, is_root, run};
 use crate::workspace;
 
@@ -18,8 +19,8 @@ use crate::workspace;
 /// source go to $PODNET_TOOLS, else podnet/tools in the user's cache.
 #[derive(clap::Args)]
 pub(crate) struct Setup {
-    /// Leave out the real control plane, which the cluster's tests and benchmark need and which takes
-    /// ten minutes to build.
+    /// Leave out the real control plane and flannel, which the cluster's tests and benchmark need and which
+    /// take ten minutes to build.
     #[arg(long)]
     without_cluster: bool,
 }
@@ -67,7 +68,7 @@ impl Setup {
     }
 }
 
-/// Finds or installs everything; the control plane if `with_cluster`.
+/// Finds or installs everything; the control plane and flannel if `with_cluster`.
 pub(crate) fn setup(with_cluster: bool) -> Result<()> {
     let tools = workspace::tools()?;
     fs::create_dir_all(&tools).with_context(|| format!("cannot create {}", tools.display()))?;
@@ -89,7 +90,18 @@ pub(crate) fn setup(with_cluster: bool) -> Result<()> {
     }
     steps.run("the BPF file system", bpffs);
     if with_cluster {
-        steps.run("a real control plane", control_plane);
+        steps.run("a real control plane", || {
+            programs(
+                &CONTROL_PLANE,
+                "the cluster tests run against real ones; building them takes about ten minutes, once",
+            )
+        });
+        steps.run("flannel", || {
+            programs(
+                &FLANNEL,
+                "a cluster test has its nodes wired by it; building it takes a few minutes, once",
+            )
+        });
     }
     steps.finish()
 }
@@ -306,15 +318,15 @@ fn has_bpffs(mounts: &str, place: &str) -> bool {
     })
 }
 
-fn control_plane() -> Result<Found<()>> {
-    let missing = control_plane::missing()?;
-    let folder = control_plane::folder()?;
+fn programs(module: &GoModule, why: &str) -> Result<Found<()>> {
+    let missing = module.missing()?;
+    let folder = module.folder()?;
     if missing.is_empty() {
         return Ok(found(format!("in {}", folder.display())));
     }
-    let names = missing.iter().map(|component| component.name).collect::<Vec<_>>().join(", ");
-    announce(&names, "the cluster tests run against real ones; building them takes about ten minutes, once");
-    control_plane::build(&missing)?;
+    let names = missing.iter().map(|program| program.name).collect::<Vec<_>>().join(", ");
+    announce(&names, why);
+    module.build(&missing)?;
     Ok(found(format!("built {names} in {}", folder.display())))
 }
 

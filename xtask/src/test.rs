@@ -11,7 +11,7 @@ use clap::ValueEnum as _;
 use crate::bpf_toolchain::nightlies;
 use crate::build::build_podnet;
 use crate::build_ebpf::build_ebpf;
-use crate::control_plane;
+use crate::control_plane::{CONTROL_PLANE, FLANNEL};
 use crate::lint::lint;
 use crate::process::{cargo, command, is_root, output, run};
 use crate::setup::{CARGO_FUZZ, setup};
@@ -93,7 +93,8 @@ impl Test {
             environment.push(("PODNET_TOOLS", workspace::tools()?.into_os_string()));
             // What a test lacks here is a fault, not a reason to skip it.
             environment.push(("PODNET_REQUIRE", "1".into()));
-            environment.extend(control_plane::variable()?);
+            environment.extend(CONTROL_PLANE.variable()?);
+            environment.extend(FLANNEL.variable()?);
             environment.push(("PODNET_PARITY_SECONDS", self.parity_seconds.to_string().into()));
             environment.extend(self.parity_seed.map(|seed| ("PODNET_PARITY_SEED", seed.to_string().into())));
         }
