@@ -16,10 +16,12 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
+use crate::control_plane::ControlPlane;
 use crate::differential::objects::Objects;
 use crate::node::Node;
 use crate::peer::PORT;
 use crate::pod::Pod;
+use crate::wait::{PATIENCE, until};
 
 /// The namespace that tests work in.
 pub const NAMESPACE: &str = "default";
@@ -29,20 +31,40 @@ pub fn zone(node: &str) -> String {
     format!("zone-{node}")
 }
 
+/// Waits until the controllers have made the ServiceAccount that Pods need.
+///
+/// # Errors
+/// If they do not.
+pub fn wait_for_controllers(plane: &ControlPlane, admin: &Path) -> Result<()> {
+    until("the controllers to work", PATIENCE, || {
+        plane.run(admin, async |client| {
+            let accounts: Api<core::ServiceAccount> = Api::namespaced(client, NAMESPACE);
+            accounts.get("default").await.context("there is no ServiceAccount yet").map(drop)
+        })
+    })
+}
+
 /// Says that a node exists and is fine, as its kubelet would.
 ///
 /// # Errors
 /// Those of the API.
 pub async fn register_node(client: Client, node: &Node) -> Result<()> {
     let nodes: Api<core::Node> = Api::all(client);
+    let cidrs = node.pod_cidrs();
     nodes
         .create(
             &PostParams::default(),
             &object(json!({
-                "metadata": {"name": node.name(), "labels": {
-                    "kubernetes.io/hostname": node.name(),
-                    "topology.kubernetes.io/zone": zone(node.name()),
-                }},
+                "spec": {"podCIDR": cidrs[0], "podCIDRs": cidrs},
+                "metadata": {
+                    "name": node.name(),
+                    "labels": {
+                        "kubernetes.io/hostname": node.name(),
+                        "topology.kubernetes.io/zone": zone(node.name()),
+                    },
+                    // flannel takes it for granted that a kubelet has left some.
+                    "annotations": {"volumes.kubernetes.io/controller-managed-attach-detach": "true"},
+                },
             }))?,
         )
         .await
@@ -139,6 +161,29 @@ pub async fn create_service(client: Client, app: &str) -> Result<Vec<IpAddr>> {
         services.create(&PostParams::default(), &object).await.context("cannot create a Service")?;
     let addresses = created.spec.and_then(|spec| spec.cluster_ips).context("a Service without addresses")?;
     addresses.iter().map(|address| address.parse().context("an address")).collect()
+}
+
+/// Makes a Service of both families that nodes have at `port`, for the Pods of an app.
+///
+/// # Errors
+/// Those of the API.
+pub async fn create_node_port(client: Client, app: &str, port: u16, external_policy: &str) -> Result<()> {
+    let services: Api<core::Service> = Api::namespaced(client, NAMESPACE);
+    let object = object(json!({
+        "metadata": {"name": format!("{app}-{port}")},
+        "spec": {
+            "type": "NodePort",
+            "externalTrafficPolicy": external_policy,
+            "selector": {"app": app},
+            "ipFamilyPolicy": "RequireDualStack",
+            "ports": [
+                {"name": "tcp", "protocol": "TCP", "port": 80, "targetPort": PORT, "nodePort": port},
+                {"name": "udp", "protocol": "UDP", "port": 80, "targetPort": PORT, "nodePort": port},
+            ],
+        },
+    }))?;
+    services.create(&PostParams::default(), &object).await.context("cannot create a Service")?;
+    Ok(())
 }
 
 /// Creates a Service whose load balancers ask each node at `port` whether it has endpoints.

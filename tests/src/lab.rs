@@ -105,6 +105,14 @@ impl Lab {
         Node::create(self, name, self.0.next_node.fetch_add(1, Ordering::Relaxed))
     }
 
+    /// Adds a node that is for a CNI to wire: without a bridge, and without a way to the pods of other nodes.
+    ///
+    /// # Errors
+    /// If it cannot be made.
+    pub fn bare_node(&self, name: &str) -> Result<Node> {
+        Node::bare(self, name, self.0.next_node.fetch_add(1, Ordering::Relaxed))
+    }
+
     /// Makes a namespace of the lab.
     pub(crate) fn netns(&self, name: &str) -> Result<Netns> {
         Netns::create(format!("{PREFIX}{}-{name}", self.0.id))

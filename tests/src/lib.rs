@@ -8,6 +8,7 @@ pub mod agent;
 pub mod cgroup;
 pub mod control_plane;
 pub mod differential;
+pub mod flannel;
 pub mod http;
 pub mod kubernetes;
 pub mod lab;

@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use anyhow::Result;
 
 use crate::lab::Lab;
-use crate::node::Node;
+use crate::node::{Bridge, Node};
 use crate::process::Place;
 
 /// How a pod is linked to its node.
@@ -64,14 +64,18 @@ impl Pod {
     pub fn plug_in(&self) -> Result<()> {
         let Self { interface, v4, v6, .. } = self;
         let (netns, host, index) = (&self.place.netns, &self.node.place().netns, self.node.index());
-        let link = format!("link add {interface} type veth peer name eth0 netns {}\n", netns.name());
+        let link = |mtu| {
+            let netns = netns.name();
+            format!("link add {interface} mtu {mtu} type veth peer name eth0 mtu {mtu} netns {netns}\n")
+        };
         match self.kind {
             PodKind::Bridge => {
-                host.batch(&format!("{link}link set {interface} master cni0 up"))?;
+                let Bridge { prefix_v4, prefix_v6, mtu } = self.node.bridged()?;
+                host.batch(&format!("{}link set {interface} master cni0 up", link(mtu)))?;
                 netns.batch(&format!(
                     "link set eth0 up\n\
-                     addr add {v4}/25 dev eth0\n\
-                     addr add {v6}/80 dev eth0 nodad\n\
+                     addr add {v4}/{prefix_v4} dev eth0\n\
+                     addr add {v6}/{prefix_v6} dev eth0 nodad\n\
                      route add default via 10.244.{index}.1\n\
                      route add default via fd00:10:244:{index:x}::1"
                 ))
@@ -79,11 +83,12 @@ impl Pod {
             PodKind::Ptp => {
                 let (node_v4, node_v6) = (self.node.v4(), self.node.v6());
                 host.batch(&format!(
-                    "{link}link set {interface} up\n\
+                    "{}link set {interface} up\n\
                      addr add 169.254.1.1/32 dev {interface} scope link\n\
                      addr add fe80::1/64 dev {interface} nodad\n\
                      route add {v4} dev {interface} src {node_v4}\n\
-                     route add {v6} dev {interface} src {node_v6}"
+                     route add {v6} dev {interface} src {node_v6}",
+                    link(1500)
                 ))?;
                 netns.batch(&format!(
                     "link set eth0 up\n\

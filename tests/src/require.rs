@@ -39,6 +39,15 @@ pub fn control_plane() -> Option<PathBuf> {
     Some(folder)
 }
 
+/// The real flannel's daemon.
+pub fn flannel() -> Option<PathBuf> {
+    let program = variable("PODNET_FLANNEL").map(|folder| folder.join("flanneld"));
+    match program.filter(|program| program.is_file()) {
+        Some(program) => Some(program),
+        None => lacking("it needs flannel: `cargo xtask test cluster` builds it"),
+    }
+}
+
 /// The folder where cargo puts the binaries of this workspace.
 pub(crate) fn binaries() -> PathBuf {
     let own = env::current_exe().unwrap_or_default();

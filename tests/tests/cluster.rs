@@ -7,9 +7,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
-use k8s_openapi::api::core::v1::{
-    Node as KubernetesNode, Pod as KubernetesPod, Secret, Service, ServiceAccount,
-};
+use k8s_openapi::api::core::v1::{Node as KubernetesNode, Pod as KubernetesPod, Secret, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::api::events::v1::Event;
 use k8s_openapi::api::networking::v1::ServiceCIDR;
@@ -40,13 +38,7 @@ impl Cluster {
         let Some(lab) = Lab::start()? else { return Ok(None) };
         let plane = ControlPlane::start(&lab, &programs)?;
         let admin = plane.admin()?;
-        // Pods need the ServiceAccount that a controller makes.
-        until("the controllers to work", PATIENCE, || {
-            plane.run(&admin, async |client| {
-                let accounts: Api<ServiceAccount> = Api::namespaced(client, api::NAMESPACE);
-                accounts.get("default").await.context("there is no ServiceAccount yet")
-            })
-        })?;
+        api::wait_for_controllers(&plane, &admin)?;
         let nodes = [lab.node("a")?, lab.node("b")?];
         for node in &nodes {
             plane.run(&admin, async |client| api::register_node(client, node).await)?;
