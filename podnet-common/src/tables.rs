@@ -27,7 +27,6 @@ pub enum Overwrite {
     Yes,
 }
 
-
 /// Why a packet cannot leave this node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum NoWay {

@@ -4,12 +4,11 @@
 
 mod support;
 
-use podnet_common::host::HostTables;
+use podnet_common::host::{HostTables, WayOut};
 use podnet_common::service::{
     BackendFlags, BackendId, Frontend, FrontendFlags, FrontendKey, FrontendKind, ServiceId, SlotRange,
 };
 use podnet_common::socket::{Known, Peer, PeerKey};
-use podnet_common::tables::WayOut;
 use podnet_common::verdict::{Reason, Verdict};
 use podnet_common::wire::{Endpoint, Family, Protocol};
 use support::*;

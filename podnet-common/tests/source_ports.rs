@@ -7,10 +7,10 @@ mod support;
 use std::collections::{BTreeMap, HashMap};
 
 use podnet_common::conntrack::Time;
-use podnet_common::host::HostTables;
+use podnet_common::host::{HostTables, WayOut};
 use podnet_common::origin::MASQUERADE_PORTS;
 use podnet_common::service::FrontendKind;
-use podnet_common::tables::WayOut;
+
 use podnet_common::verdict::{Reason, Verdict};
 use podnet_common::wire::{Endpoint, Family, Protocol};
 use proptest::prelude::*;

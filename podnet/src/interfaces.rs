@@ -259,7 +259,7 @@ impl Facing {
 
     fn changed(&mut self, link: Link) -> Option<Action> {
         let Some(side) = self.side(&link) else {
-            let wanted = self.pods.matches(&link.name) || self.nodes.matches(&link.name);
+            let wanted = self.faces_pods(&link) || self.nodes.matches(&link.name);
             return if wanted && link.is_unreadable() && self.lamented.insert(link.index) {
                 Some(Action::Lament(link))
             } else {
