@@ -6,7 +6,7 @@
 use core::mem::size_of;
 
 use crate::affinity::{Affinity, AffinityKey};
-use crate::conntrack::{Flow, Tuple};
+use crate::conntrack::{Flow, Timeout, Tuple};
 use crate::route::Hook;
 use crate::service::{Backend, BackendId, Frontend, FrontendKey};
 use crate::socket::{Peer, PeerKey};
@@ -84,6 +84,15 @@ impl Program {
 /// `.rodata` of the packet programs: whether packets of established flows between pods of this node go past
 /// its stack, 0 for no.
 pub const SHORT_CUTS: &str = "SHORT_CUTS";
+/// `.rodata` of the packet programs: a lifetime of flows, in units of [`Time`](crate::conntrack::Time).
+pub const fn timeout(which: Timeout) -> &'static str {
+    match which {
+        Timeout::TcpEstablished => "TCP_ESTABLISHED_TIMEOUT",
+        Timeout::TcpCloseWait => "TCP_CLOSE_WAIT_TIMEOUT",
+        Timeout::Udp => "UDP_TIMEOUT",
+        Timeout::UdpStream => "UDP_STREAM_TIMEOUT",
+    }
+}
 /// `.rodata` of the socket programs: the cookie of the node's own network namespace.
 pub const NODE_NETNS: &str = "NODE_NETNS";
 /// `.rodata` of the socket programs: the network namespace cookie they are limited to, 0 for all.

@@ -246,26 +246,61 @@ impl State {
 
     /// How long the flow is kept without a packet, in units of [`Time`].
     ///
-    /// An open or half-closed TCP connection is kept as long as kube-proxy has the kernel keep it
-    /// (`nf_conntrack_tcp_timeout_established` 24 h, `..._close_wait` 1 h), UDP and SCTP as long as the kernel does
-    /// (`nf_conntrack_udp_timeout` 30 s, `..._stream` 120 s once a client has sent again after an answer,
-    /// `nf_conntrack_sctp_timeout_established` 210 s). One that was never answered or is over goes sooner than the
-    /// kernel's 120 s: its tuple is free for another then.
+    /// One that was never answered or is over goes sooner than the kernel's 120 s: its tuple is free for another
+    /// then. SCTP is kept as long as the kernel does (`nf_conntrack_sctp_timeout_established` 210 s).
     #[inline(always)]
-    pub const fn lifetime(self, protocol: Protocol) -> u32 {
+    pub fn lifetime(self, protocol: Protocol, timeouts: &impl Timeouts) -> u32 {
         let replied = self.replied();
         match protocol {
             Protocol::TCP if self.closed() => Time::seconds(10),
-            Protocol::TCP if self.0 & (Self::CLIENT_FIN | Self::BACKEND_FIN) != 0 => Time::seconds(3600),
-            Protocol::TCP if replied => Time::seconds(86_400),
+            Protocol::TCP if self.0 & (Self::CLIENT_FIN | Self::BACKEND_FIN) != 0 => {
+                timeouts.timeout(Timeout::TcpCloseWait)
+            }
+            Protocol::TCP if replied => timeouts.timeout(Timeout::TcpEstablished),
             Protocol::TCP => Time::seconds(60),
             Protocol::SCTP if self.closed() => Time::seconds(10),
             Protocol::SCTP if replied => Time::seconds(210),
             Protocol::SCTP => Time::seconds(30),
-            _ if self.0 & Self::STREAM != 0 => Time::seconds(120),
-            _ => Time::seconds(30),
+            _ if self.0 & Self::STREAM != 0 => timeouts.timeout(Timeout::UdpStream),
+            _ => timeouts.timeout(Timeout::Udp),
         }
     }
+}
+
+/// A lifetime that is a setting.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Timeout {
+    /// Of an open TCP connection.
+    TcpEstablished,
+    /// Of a TCP connection that one side has closed.
+    TcpCloseWait,
+    /// Of a UDP flow that was never answered.
+    Udp,
+    /// Of one that was.
+    UdpStream,
+}
+
+impl Timeout {
+    /// All of them.
+    pub const ALL: [Self; 4] = [Self::TcpEstablished, Self::TcpCloseWait, Self::Udp, Self::UdpStream];
+
+    /// How many units of [`Time`] it is if nobody has set it: as long as kube-proxy has the kernel keep TCP
+    /// connections (`nf_conntrack_tcp_timeout_established`, `..._close_wait`), and as the kernel keeps UDP flows
+    /// (`nf_conntrack_udp_timeout`, `..._stream`).
+    pub const fn usual(self) -> u32 {
+        Time::seconds(match self {
+            Self::TcpEstablished => 86_400,
+            Self::TcpCloseWait => 3600,
+            Self::Udp => 30,
+            Self::UdpStream => 120,
+        })
+    }
+}
+
+/// The door to lifetimes that are settings.
+pub trait Timeouts {
+    /// How many units of [`Time`] it is.
+    fn timeout(&self, which: Timeout) -> u32;
 }
 
 impl fmt::Debug for State {
@@ -395,8 +430,8 @@ impl Flow {
 
     /// Whether the entry still holds at `now`.
     #[inline(always)]
-    pub const fn alive(&self, protocol: Protocol, now: Time) -> bool {
-        now.since(self.seen) <= self.state.lifetime(protocol)
+    pub fn alive(&self, protocol: Protocol, now: Time, timeouts: &impl Timeouts) -> bool {
+        now.since(self.seen) <= self.state.lifetime(protocol, timeouts)
     }
 }
 
@@ -409,20 +444,28 @@ mod tests {
     const FIN: TcpFlags = TcpFlags(TcpFlags::FIN | TcpFlags::ACK);
     const RST: TcpFlags = TcpFlags(TcpFlags::RST);
 
+    struct Usual;
+
+    impl Timeouts for Usual {
+        fn timeout(&self, which: Timeout) -> u32 {
+            which.usual()
+        }
+    }
+
     #[test]
     fn a_tcp_connection_lives_by_what_was_seen_of_it() {
         let syn = State::new(false).after(SYN);
-        assert_eq!(syn.lifetime(Protocol::TCP), Time::seconds(60));
+        assert_eq!(syn.lifetime(Protocol::TCP, &Usual), Time::seconds(60));
         let replied = syn.with_progress_of(syn.opposite().after(ACK));
         assert_eq!(replied.direction(), Direction::Forward);
-        assert_eq!(replied.lifetime(Protocol::TCP), Time::seconds(86_400));
+        assert_eq!(replied.lifetime(Protocol::TCP, &Usual), Time::seconds(86_400));
         let half = replied.after(FIN);
-        assert_eq!(half.lifetime(Protocol::TCP), Time::seconds(3600));
+        assert_eq!(half.lifetime(Protocol::TCP, &Usual), Time::seconds(3600));
         assert!(!half.closed());
         let closed = half.with_progress_of(half.opposite().after(FIN));
         assert!(closed.closed());
         assert!(replied.after(RST).closed());
-        assert_eq!(closed.lifetime(Protocol::TCP), Time::seconds(10));
+        assert_eq!(closed.lifetime(Protocol::TCP, &Usual), Time::seconds(10));
     }
 
     #[test]
@@ -430,14 +473,14 @@ mod tests {
         let open = State::new(false).after(SYN);
         let open = open.with_progress_of(open.opposite().after(ACK));
         let reset = open.after(RST);
-        assert_eq!(reset.lifetime(Protocol::TCP), Time::seconds(10));
+        assert_eq!(reset.lifetime(Protocol::TCP, &Usual), Time::seconds(10));
         let reply = reset.opposite();
         assert!(reply.after(ACK).closed(), "what the other side has sent before it heard of it");
         assert!(reset.after(SYN).closed(), "another connection");
         assert!(reset.after(RST).closed());
         let on = reset.after(ACK);
         assert!(!on.closed());
-        assert_eq!(on.lifetime(Protocol::TCP), Time::seconds(86_400));
+        assert_eq!(on.lifetime(Protocol::TCP, &Usual), Time::seconds(86_400));
         assert!(!reply.with_progress_of(on).closed(), "both entries know");
         assert!(reply.after(RST).opposite().after(ACK).closed(), "the other side's holds");
     }
@@ -446,11 +489,11 @@ mod tests {
     fn a_udp_flow_lives_longer_once_its_client_has_sent_again() {
         let datagram = TcpFlags::default();
         let sent = State::new(false).after(datagram).after(datagram);
-        assert_eq!(sent.lifetime(Protocol::UDP), Time::seconds(30));
+        assert_eq!(sent.lifetime(Protocol::UDP, &Usual), Time::seconds(30));
         let answered = sent.with_progress_of(sent.opposite().after(datagram));
-        assert_eq!(answered.lifetime(Protocol::UDP), Time::seconds(30));
+        assert_eq!(answered.lifetime(Protocol::UDP, &Usual), Time::seconds(30));
         let stream = answered.after(datagram);
-        assert_eq!(stream.lifetime(Protocol::UDP), Time::seconds(120));
+        assert_eq!(stream.lifetime(Protocol::UDP, &Usual), Time::seconds(120));
         assert!(!stream.closed() && !stream.opposite().after(datagram).closed());
     }
 
@@ -458,9 +501,9 @@ mod tests {
     fn an_entry_ends_with_its_lifetime() {
         let tuple = Tuple::new(Addr::default(), Be16::new(1), Addr::default(), Be16::new(2), Protocol::UDP);
         let flow = Flow::new(&tuple, BackendRef::default(), State::new(false), Time(1000));
-        assert!(flow.alive(Protocol::UDP, Time(1000 + Time::seconds(30))));
-        assert!(!flow.alive(Protocol::UDP, Time(1001 + Time::seconds(30))));
-        assert!(flow.alive(Protocol::UDP, Time(999)), "another CPU's clock may be a little behind");
+        assert!(flow.alive(Protocol::UDP, Time(1000 + Time::seconds(30)), &Usual));
+        assert!(!flow.alive(Protocol::UDP, Time(1001 + Time::seconds(30)), &Usual));
+        assert!(flow.alive(Protocol::UDP, Time(999), &Usual), "another CPU's clock may be a little behind");
         assert_eq!(flow.to(Protocol::UDP), tuple);
     }
 }

@@ -9,7 +9,7 @@ use std::vec::Vec;
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 use crate::affinity::{Affinity, AffinityKey};
-use crate::conntrack::{Flow, State, Time, Tuple};
+use crate::conntrack::{Flow, State, Time, Timeout, Timeouts, Tuple};
 use crate::filter::Place;
 use crate::fragment::{FragmentKey, FragmentPorts};
 use crate::frame::{Frame, L4Patch, patch_field};
@@ -113,6 +113,8 @@ pub struct HostTables {
     pub limit: Limit,
     /// Whether packets may go past the node's stack.
     pub short_cuts: bool,
+    /// Lifetimes other than the usual ones.
+    pub timeouts: Vec<(Timeout, u32)>,
     /// The cookie of the socket that sends the packet at hand.
     pub cookie: u64,
     /// The time.
@@ -143,6 +145,7 @@ impl Default for HostTables {
             mtu: u16::MAX,
             limit: Limit::default(),
             short_cuts: false,
+            timeouts: Vec::new(),
             cookie: 0,
             now: Time::default(),
             drawn: VecDeque::new(),
@@ -275,6 +278,13 @@ impl Services for HostTables {
         mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
         ((mixed ^ (mixed >> 31)) >> 32) as u32
+    }
+}
+
+impl Timeouts for HostTables {
+    fn timeout(&self, which: Timeout) -> u32 {
+        let set = self.timeouts.iter().find(|(timeout, _)| *timeout == which);
+        set.map_or(which.usual(), |(_, units)| *units)
     }
 }
 

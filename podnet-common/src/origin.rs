@@ -136,7 +136,7 @@ fn search<T: Tables>(
     for _ in 0..SOURCE_PORTS {
         match tables.flow(replies) {
             None => return Ok(Overwrite::No),
-            Some(other) if taken(&other, client, now) => {
+            Some(other) if taken(tables, &other, client, now) => {
                 if other.seen < since {
                     (idle, since) = (replies.destination().port, other.seen);
                 }
@@ -177,7 +177,7 @@ const fn any_port(drawn: u32) -> Be16 {
 
 /// Whether an entry for replies belongs to a living flow other than that of `tuple`.
 #[inline(always)]
-pub(crate) fn taken(entry: &Flow, tuple: &Tuple, now: Time) -> bool {
+pub(crate) fn taken<T: Tables>(tables: &T, entry: &Flow, tuple: &Tuple, now: Time) -> bool {
     let protocol = tuple.protocol();
-    entry.alive(protocol, now) && !entry.state.closed() && entry.to(protocol) != tuple.reply()
+    entry.alive(protocol, now, tables) && !entry.state.closed() && entry.to(protocol) != tuple.reply()
 }

@@ -260,7 +260,7 @@ fn decide<const SCTP: bool, F: Frame, T: Tables>(
     // Known flows first, SYNs too: a repeated one must not choose again.
     let now = tables.now();
     if let Some(flow) = tables.flow(&packet.tuple)
-        && flow.alive(packet.tuple.protocol(), now)
+        && flow.alive(packet.tuple.protocol(), now, tables)
     {
         let short_cut = if short_cuts { short_cut(tables, packet, &flow) } else { None };
         if hook.translates(&flow) || short_cut.is_some() {
@@ -379,7 +379,8 @@ fn icmp_error<F: Frame, T: Tables>(hook: Hook, frame: &mut F, tables: &mut T) ->
 #[inline(always)]
 fn enter<F: Frame, T: Tables>(frame: &mut F, tables: &mut T, packet: &Packet, mut sender: Sender) -> Verdict {
     let (destination, protocol) = (packet.tuple.destination(), packet.tuple.protocol());
-    let stale = tables.flow(&packet.tuple).map(|flow| (flow.state, flow.alive(protocol, tables.now())));
+    let stale =
+        tables.flow(&packet.tuple).map(|flow| (flow.state, flow.alive(protocol, tables.now(), tables)));
     let middle = protocol != Protocol::UDP && !packet.flags.opens();
     if let Some((state, true)) = stale
         && middle
@@ -503,7 +504,7 @@ fn keep<T: Tables>(tables: &mut T, from: &Tuple, flow: &Flow, to: &Tuple, state:
             return;
         }
         // A later flow has this one's tuple: what this one still does is no news of that one.
-        Some(entry) if taken(&entry, from, now) => return,
+        Some(entry) if taken(tables, &entry, from, now) => return,
         Some(_) => Overwrite::Yes,
     };
     // A full table is no reason to lose the packet at hand: the next one tries again.

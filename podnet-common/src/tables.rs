@@ -1,7 +1,7 @@
 //! The door to state.
 
 use crate::affinity::{Affinity, AffinityKey};
-use crate::conntrack::{Flow, State, Time, Tuple};
+use crate::conntrack::{Flow, State, Time, Timeouts, Tuple};
 use crate::filter::Place;
 use crate::fragment::{FragmentKey, FragmentPorts};
 use crate::service::{Backend, BackendFlags, BackendId, BackendRef, Frontend, FrontendKey, ServiceId};
@@ -80,7 +80,7 @@ pub trait Services {
 }
 
 /// The tables of the packet path.
-pub trait Tables: Services {
+pub trait Tables: Services + Timeouts {
     /// The entry for packets of `tuple`.
     fn flow(&self, tuple: &Tuple) -> Option<Flow>;
     /// A word of the [`filter`](crate::filter).

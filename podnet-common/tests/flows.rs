@@ -4,7 +4,7 @@
 mod support;
 
 use podnet_common::affinity::{Affinity, AffinityKey};
-use podnet_common::conntrack::{Flow, REFRESH, REFRESH_BY_OTHER, State, Time, Tuple};
+use podnet_common::conntrack::{Flow, REFRESH, REFRESH_BY_OTHER, State, Time, Timeout, Timeouts, Tuple};
 use podnet_common::fragment::{FragmentKey, FragmentPorts};
 use podnet_common::host::HostTables;
 
@@ -284,6 +284,36 @@ fn a_syn_does_not_end_a_connection() {
         assert_eq!(cast.send(SYN), (Reason::Established, cast.backends[0]));
         assert_eq!(cast.send(FIN | ACK).1, cast.backends[0]);
         assert_eq!(cast.send(SYN), (Reason::Established, cast.backends[0]), "half closed");
+    }
+}
+
+#[test]
+fn lifetimes_are_settings() {
+    let set = [Timeout::TcpEstablished, Timeout::TcpCloseWait, Timeout::Udp, Timeout::UdpStream]
+        .into_iter()
+        .zip([100, 50, 10, 200].map(Time::seconds));
+    let set: Vec<_> = set.collect();
+    let lives = |cast: &mut Cast, seconds: u32, flags| {
+        cast.tables.timeouts = set.clone();
+        cast.tables.wait(seconds - 1);
+        assert_eq!(cast.send(flags).0, Reason::Established);
+        cast.tables.wait(seconds + 1);
+        assert_ne!(cast.send(flags).0, Reason::Established, "{seconds} s");
+    };
+    for mut cast in tcp_casts() {
+        cast.open();
+        lives(&mut cast, 100, ACK);
+        let mut cast = self::cast(cast.family, cast.protocol);
+        cast.open();
+        cast.send(FIN | ACK);
+        lives(&mut cast, 50, ACK);
+    }
+    for mut cast in udp_casts() {
+        cast.send(0);
+        lives(&mut cast, 10, 0);
+        let mut cast = self::cast(cast.family, cast.protocol);
+        cast.open();
+        lives(&mut cast, 200, 0);
     }
 }
 
@@ -617,6 +647,12 @@ impl Services for Raced {
     }
     fn remember_client(&mut self, key: &AffinityKey, affinity: &Affinity) {
         self.tables.remember_client(key, affinity);
+    }
+}
+
+impl Timeouts for Raced {
+    fn timeout(&self, which: Timeout) -> u32 {
+        self.tables.timeout(which)
     }
 }
 

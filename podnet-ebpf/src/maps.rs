@@ -8,7 +8,7 @@ use aya_ebpf::macros::map;
 use aya_ebpf::maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, ProgramArray};
 use podnet_common::abi::{FRAGMENT_ENTRIES, Program, ServiceName};
 use podnet_common::affinity::{Affinity, AffinityKey};
-use podnet_common::conntrack::{Flow, Tuple};
+use podnet_common::conntrack::{Flow, Timeout, Tuple};
 use podnet_common::filter::FILTER_WORDS;
 use podnet_common::fragment::{FragmentKey, FragmentPorts};
 use podnet_common::limit::Limit;
@@ -65,6 +65,26 @@ pub(crate) static COUNTERS: PerCpuArray<u64> = PerCpuArray::pinned(Reason::ALL.l
 #[unsafe(no_mangle)]
 #[expect(unsafe_code, reason = "the loader finds the variable by its name")]
 pub(crate) static SHORT_CUTS: Global<u64> = Global::new(0);
+
+/// How long an open TCP connection is kept without a packet.
+#[unsafe(no_mangle)]
+#[expect(unsafe_code, reason = "the loader finds the variable by its name")]
+pub(crate) static TCP_ESTABLISHED_TIMEOUT: Global<u32> = Global::new(Timeout::TcpEstablished.usual());
+
+/// How long one is that one side has closed.
+#[unsafe(no_mangle)]
+#[expect(unsafe_code, reason = "the loader finds the variable by its name")]
+pub(crate) static TCP_CLOSE_WAIT_TIMEOUT: Global<u32> = Global::new(Timeout::TcpCloseWait.usual());
+
+/// How long a UDP flow is that was never answered.
+#[unsafe(no_mangle)]
+#[expect(unsafe_code, reason = "the loader finds the variable by its name")]
+pub(crate) static UDP_TIMEOUT: Global<u32> = Global::new(Timeout::Udp.usual());
+
+/// How long one is that was.
+#[unsafe(no_mangle)]
+#[expect(unsafe_code, reason = "the loader finds the variable by its name")]
+pub(crate) static UDP_STREAM_TIMEOUT: Global<u32> = Global::new(Timeout::UdpStream.usual());
 
 #[map]
 pub(crate) static LIMIT: PerCpuArray<Limit> = PerCpuArray::pinned(1, 0);

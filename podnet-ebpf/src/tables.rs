@@ -6,7 +6,7 @@ use aya_ebpf::helpers::generated::{bpf_get_prandom_u32, bpf_get_socket_cookie, b
 use aya_ebpf::maps::lpm_trie::Key;
 use aya_ebpf::programs::{SockAddrContext, TcContext};
 use podnet_common::affinity::{Affinity, AffinityKey};
-use podnet_common::conntrack::{Flow, State, Time, Tuple};
+use podnet_common::conntrack::{Flow, State, Time, Timeout, Timeouts, Tuple};
 use podnet_common::fragment::{FragmentKey, FragmentPorts};
 use podnet_common::network::Source;
 use podnet_common::service::{Backend, BackendId, Frontend, FrontendKey, ServiceId};
@@ -17,7 +17,7 @@ use podnet_common::wire::{Addr, Endpoint, Protocol};
 use crate::fib;
 use crate::maps::{
     AFFINITY, BACKENDS, FILTER, FLOWS, FRAGMENTS, FRONTENDS, LIMIT, NETWORKS, PEERS, SHORT_CUTS, SLOTS,
-    SOURCES,
+    SOURCES, TCP_CLOSE_WAIT_TIMEOUT, TCP_ESTABLISHED_TIMEOUT, UDP_STREAM_TIMEOUT, UDP_TIMEOUT,
 };
 
 const EEXIST: i32 = 17;
@@ -64,6 +64,18 @@ impl<C> Services for KernelTables<'_, C> {
     fn remember_client(&mut self, key: &AffinityKey, affinity: &Affinity) {
         // An LRU that finds no room costs the client its affinity, nothing else.
         let _ = AFFINITY.insert(key, affinity, u64::from(BPF_ANY));
+    }
+}
+
+impl Timeouts for KernelTables<'_, TcContext> {
+    #[inline(always)]
+    fn timeout(&self, which: Timeout) -> u32 {
+        match which {
+            Timeout::TcpEstablished => TCP_ESTABLISHED_TIMEOUT.load(),
+            Timeout::TcpCloseWait => TCP_CLOSE_WAIT_TIMEOUT.load(),
+            Timeout::Udp => UDP_TIMEOUT.load(),
+            Timeout::UdpStream => UDP_STREAM_TIMEOUT.load(),
+        }
     }
 }
 

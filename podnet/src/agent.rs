@@ -23,7 +23,7 @@ use crate::cluster::model::{pod_networks, service_networks, service_networks_lef
 use crate::cluster::node::ProxySettings;
 use crate::cluster::object::Key;
 use crate::cluster::{Event, Feed, feed, watch};
-use crate::config::{Datapath, NodePorts, OomScoreAdj};
+use crate::config::{NodePorts, OomScoreAdj};
 use crate::error::Error;
 use crate::events::Events;
 use crate::health::{Health, Moment};
@@ -54,8 +54,8 @@ pub struct Settings {
     pub node_interfaces: Patterns,
     /// How this node serves what the cluster wants.
     pub proxy: ProxySettings,
-    /// What kube-proxy's settings ask for besides.
-    pub datapath: Datapath,
+    /// Where NodePorts are served.
+    pub node_ports: NodePorts,
     /// Where load balancers and probes ask for health, if anywhere.
     pub healthz: Option<SocketAddr>,
     /// Where metrics are served, if anywhere.
@@ -275,7 +275,7 @@ impl Agent {
             unchecked: BTreeSet::new(),
             health,
             events,
-            node_ports: settings.datapath.node_ports.clone(),
+            node_ports: settings.node_ports.clone(),
             capacity,
             short_cuts: settings.kernel.short_cuts,
             networks_left_out: 0,

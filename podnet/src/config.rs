@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use clap::Args;
 use clap::builder::BoolishValueParser;
+use podnet_common::conntrack::{REFRESH, Timeout};
 use serde_json::Value;
 
 pub use file::{ConfigError, File};
@@ -234,21 +235,19 @@ impl Options {
         })
     }
 
-    fn node_ports(&self) -> NodePorts {
+    /// Where NodePorts are served.
+    pub fn node_ports(&self) -> NodePorts {
         self.node_port_addresses.clone().unwrap_or_else(|| NodePorts(vec![NodePortAddress::Primary]))
     }
 
-    /// What is asked of the dataplane besides.
-    pub fn datapath(&self) -> Datapath {
+    /// How long flows are kept.
+    pub fn timeouts(&self) -> Timeouts {
         let time = |time: Option<GoDuration>| time.map(|time| time.0).filter(|time| !time.is_zero());
-        Datapath {
-            node_ports: self.node_ports(),
-            timeouts: Timeouts {
-                tcp_established: time(self.conntrack_tcp_timeout_established),
-                tcp_close_wait: time(self.conntrack_tcp_timeout_close_wait),
-                udp: time(self.conntrack_udp_timeout),
-                udp_stream: time(self.conntrack_udp_timeout_stream),
-            },
+        Timeouts {
+            tcp_established: time(self.conntrack_tcp_timeout_established),
+            tcp_close_wait: time(self.conntrack_tcp_timeout_close_wait),
+            udp: time(self.conntrack_udp_timeout),
+            udp_stream: time(self.conntrack_udp_timeout_stream),
         }
     }
 
@@ -256,7 +255,6 @@ impl Options {
     pub fn without_effect(&self) -> Vec<&'static str> {
         let mode = self.local_mode();
         let within = mode == LocalMode::ClusterCidr;
-        let time = |time: Option<GoDuration>| time.is_some_and(|time| !time.0.is_zero());
         // What is switched off is what podnet does.
         let idle =
             |text: &Option<String>| text.as_ref().is_some_and(|text| is_set(&Value::from(text.as_str())));
@@ -271,10 +269,6 @@ impl Options {
                 mode != LocalMode::InterfaceNamePrefix && self.pod_interface_name_prefix.is_some(),
                 "detectLocal.interfaceNamePrefix",
             ),
-            (time(self.conntrack_tcp_timeout_established), "conntrack.tcpEstablishedTimeout"),
-            (time(self.conntrack_tcp_timeout_close_wait), "conntrack.tcpCloseWaitTimeout"),
-            (time(self.conntrack_udp_timeout), "conntrack.udpTimeout"),
-            (time(self.conntrack_udp_timeout_stream), "conntrack.udpStreamTimeout"),
             (idle(&self.idle.proxy_mode), "mode"),
             (idle(&self.idle.conntrack_max_per_core), "conntrack.maxPerCore"),
             (idle(&self.idle.conntrack_min), "conntrack.min"),
@@ -286,15 +280,6 @@ impl Options {
         ];
         settings.into_iter().filter(|(set, _)| *set).map(|(_, name)| name).collect()
     }
-}
-
-/// What kube-proxy's settings ask of the dataplane, beside what tables are filled with.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Datapath {
-    /// Where NodePorts are served.
-    pub node_ports: NodePorts,
-    /// How long flows are kept.
-    pub timeouts: Timeouts,
 }
 
 /// How long flows are kept; `None` is as long as usual.
@@ -310,9 +295,26 @@ pub struct Timeouts {
     pub udp_stream: Option<Duration>,
 }
 
+impl Timeouts {
+    /// The lifetime in units of [`Time`](podnet_common::conntrack::Time): two seconds at least, since packets of a living flow note only once in
+    /// a second that it lives, and as many as there are in nine years at most.
+    pub fn units(&self, which: Timeout) -> u32 {
+        let set = match which {
+            Timeout::TcpEstablished => self.tcp_established,
+            Timeout::TcpCloseWait => self.tcp_close_wait,
+            Timeout::Udp => self.udp,
+            Timeout::UdpStream => self.udp_stream,
+        };
+        let units = |time: Duration| u32::try_from(time.as_nanos() >> 26).unwrap_or(u32::MAX);
+        set.map_or(which.usual(), |time| units(time).max(2 * REFRESH))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use clap::Parser;
+
+    use podnet_common::conntrack::Time;
 
     use super::*;
     use crate::cluster::node::NodePortAddresses;
@@ -350,7 +352,7 @@ mod tests {
         let proxy = k3s.proxy("server-0".to_owned());
         assert!(proxy.masquerade_all && proxy.localhost_node_ports);
         assert_eq!(proxy.node_port_addresses, NodePortAddresses::Primary);
-        assert_eq!(k3s.datapath().timeouts, Timeouts::default());
+        assert_eq!(k3s.timeouts(), Timeouts::default());
         assert_eq!(proxy.pods, LocalPods::Within(vec!["10.42.0.0/16".parse().unwrap()]));
         let idle = ["mode", "logging.verbosity"];
         assert_eq!(k3s.without_effect(), idle);
@@ -434,5 +436,18 @@ mod tests {
         }
         let error = pods(&["--detect-local-mode=BridgeInterface"]).1.unwrap_err().to_string();
         assert!(error.contains("BridgeInterface needs detectLocal.bridgeInterface"), "{error}");
+    }
+
+    #[test]
+    fn timeouts_are_in_the_kernels_units() {
+        let options = flags(&[
+            "--conntrack-tcp-timeout-established=1h",
+            "--conntrack-tcp-timeout-close-wait=500ms",
+            "--conntrack-udp-timeout=0s",
+            "--conntrack-udp-timeout-stream=1000000h",
+        ]);
+        let timeouts = options.unwrap().timeouts();
+        let expected = [Time::seconds(3600), 2 * REFRESH, Time::seconds(30), u32::MAX];
+        assert_eq!(Timeout::ALL.map(|which| timeouts.units(which)), expected);
     }
 }

@@ -155,11 +155,11 @@ impl Agent {
         };
         Ok(Settings {
             source,
-            kernel: self.kernel.settings(self.attach, capacity),
+            kernel: self.kernel.settings(self.attach, capacity, options.timeouts()),
             pod_interfaces: self.pod_interfaces.map(PodInterfaces::Named).or(told).unwrap_or_default(),
             node_interfaces: self.node_interfaces,
             proxy: options.proxy(node),
-            datapath: options.datapath(),
+            node_ports: options.node_ports(),
             healthz: options.healthz(),
             metrics: options.metrics(),
             oom_score_adj: options.oom_score_adj,

@@ -8,6 +8,7 @@ use clap::Args;
 use super::kernel::Kernel;
 use super::print;
 use crate::changes::Capacity;
+use crate::config::Timeouts;
 use crate::interfaces::unreadable;
 use crate::kernel::{AttachMode, Finding, Level, probe};
 use crate::output;
@@ -24,7 +25,8 @@ pub(super) struct Check {
 
 impl Check {
     pub(super) fn run(self) -> ExitCode {
-        let mut findings = probe(&self.kernel.settings(AttachMode::Auto, Capacity::default()));
+        let settings = self.kernel.settings(AttachMode::Auto, Capacity::default(), Timeouts::default());
+        let mut findings = probe(&settings);
         findings.push(tunnels(unreadable()));
         let failed = findings.iter().any(|finding| finding.level == Level::Failure);
         match print(&render(&findings)) {

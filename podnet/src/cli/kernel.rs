@@ -6,6 +6,7 @@ use clap::Args;
 
 use super::Bpffs;
 use crate::changes::Capacity;
+use crate::config::Timeouts;
 use crate::kernel::{AttachMode, Settings, SocketLb};
 
 /// How the kernel's side is set up.
@@ -34,12 +35,13 @@ pub(super) struct Kernel {
 }
 
 impl Kernel {
-    pub(super) fn settings(self, attach: AttachMode, capacity: Capacity) -> Settings {
+    pub(super) fn settings(self, attach: AttachMode, capacity: Capacity, timeouts: Timeouts) -> Settings {
         Settings {
             bpffs: self.bpffs.bpffs,
             cgroup: self.cgroup,
             socket_lb: self.socket_lb,
             short_cuts: self.short_cuts,
+            timeouts,
             attach,
             capacity,
         }

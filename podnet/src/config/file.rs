@@ -282,7 +282,7 @@ pub(super) mod tests {
     use std::net::Ipv4Addr;
     use std::time::Duration;
 
-    use super::super::{Datapath, Timeouts};
+    use super::super::Timeouts;
     use super::*;
     use crate::cluster::node::LocalPods;
     use crate::interfaces::PodInterfaces;
@@ -400,16 +400,14 @@ winkernel:
         assert_eq!(options.metrics(), Some("[::]:9999".parse().unwrap()));
         assert_eq!(options.oom_score_adj, Some(OomScoreAdj(-998)));
         let seconds = |seconds| Some(Duration::from_secs(seconds));
-        let expected = Datapath {
-            node_ports: "localhost,10.0.0.0/8".parse().unwrap(),
-            timeouts: Timeouts {
-                tcp_established: seconds(86_400),
-                tcp_close_wait: seconds(3600),
-                udp: None,
-                udp_stream: seconds(90),
-            },
+        let expected = Timeouts {
+            tcp_established: seconds(86_400),
+            tcp_close_wait: seconds(3600),
+            udp: None,
+            udp_stream: seconds(90),
         };
-        assert_eq!(options.datapath(), expected);
+        assert_eq!(options.timeouts(), expected);
+        assert_eq!(options.node_ports(), "localhost,10.0.0.0/8".parse().unwrap());
         let bridge = PodInterfaces::PortsOf("cni0".to_owned());
         assert_eq!(options.pod_interfaces().unwrap(), Some(bridge));
         let proxy = options.proxy("node-a".to_owned());

@@ -9,6 +9,7 @@ use std::thread;
 use aya::programs::{CgroupSockAddr, Program, ProgramError, SchedClassifier};
 use aya::{Ebpf, EbpfLoader, include_bytes_aligned};
 use podnet_common::abi;
+use podnet_common::conntrack::Timeout;
 use podnet_common::network::ServiceNetworks;
 
 use super::attach::{self, INTERFACE_PROGRAMS, Pin, SOCKET_PROGRAMS, Side, not_in_the_object};
@@ -254,6 +255,10 @@ fn load(settings: &Settings, maps: &Path) -> Result<Ebpf, Error> {
         .override_global(abi::SHORT_CUTS, &short_cuts, true)
         .override_global(abi::NODE_NETNS, &node, true)
         .override_global(abi::SOCKET_NETNS, &only, true);
+    let timeouts = Timeout::ALL.map(|which| (abi::timeout(which), settings.timeouts.units(which)));
+    for (name, units) in &timeouts {
+        loader.override_global(name, units, true);
+    }
     for shape in shapes(&settings.capacity) {
         loader.map_max_entries(shape.name, shape.entries);
     }

@@ -33,6 +33,7 @@ mod view;
 use std::path::PathBuf;
 
 use crate::changes::Capacity;
+use crate::config::Timeouts;
 
 pub use attach::Side;
 pub use error::Error;
@@ -53,6 +54,8 @@ pub struct Settings {
     pub socket_lb: SocketLb,
     /// Whether packets of established flows between pods of this node go past its stack.
     pub short_cuts: bool,
+    /// How long flows are kept.
+    pub timeouts: Timeouts,
     /// How programs are attached to interfaces.
     pub attach: AttachMode,
     /// The maps' sizes.

@@ -14,6 +14,7 @@ use podnet::cluster::Event;
 use podnet::cluster::index::Index;
 use podnet::cluster::model::service_ports;
 use podnet::cluster::object::Object;
+use podnet::config::Timeouts;
 use podnet::kernel::{AttachMode, Dataplane, Settings, Side, SocketLb};
 use podnet::plan::Planner;
 use serde::{Deserialize, Serialize};
@@ -169,6 +170,7 @@ impl Fill {
             cgroup: Some(self.cgroup.clone()),
             socket_lb: self.socket_lb,
             short_cuts: self.short_cuts,
+            timeouts: Timeouts::default(),
             attach: AttachMode::Auto,
             capacity: capacity(&services)?,
         };
