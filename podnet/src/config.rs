@@ -296,8 +296,8 @@ pub struct Timeouts {
 }
 
 impl Timeouts {
-    /// The lifetime in units of [`Time`](podnet_common::conntrack::Time): two seconds at least, since packets of a living flow note only once in
-    /// a second that it lives, and as many as there are in nine years at most.
+    /// The lifetime in units of [`Time`](podnet_common::conntrack::Time): two seconds at least, since packets of a
+    /// living flow note only once in a second that it lives, and nine years at most.
     pub fn units(&self, which: Timeout) -> u32 {
         let set = match which {
             Timeout::TcpEstablished => self.tcp_established,

@@ -1,11 +1,14 @@
 //! An established flow keeps its backend: semantics §4.
 
+use std::thread;
+use std::time::Duration;
+
 use anyhow::{Context as _, Result, ensure};
 use tests::agent::SocketLb;
 use tests::manifests::{Family, Service};
-use tests::peer::{Conversation, Transport};
+use tests::peer::{Conversation, Target, Transport};
 use tests::pod::PodKind;
-use tests::scene::{Plan, Scene};
+use tests::scene::{Cluster, Plan, Scene};
 
 /// A kept flow and who answered it first.
 struct Flow {
@@ -74,4 +77,26 @@ fn established_connections_survive_changes_tc() -> Result<()> {
 #[test]
 fn established_connections_survive_changes_socket() -> Result<()> {
     established(SocketLb::All)
+}
+
+/// `conntrack.*Timeout` of kube-proxy's settings: what is silent for longer is forgotten.
+#[test]
+fn established_connections_are_kept_as_long_as_is_set() -> Result<()> {
+    for (flags, kept) in [(&["--conntrack-tcp-timeout-established", "2s"][..], false), (&[], true)] {
+        let Some(cluster) = Cluster::start(PodKind::Ptp, SocketLb::Off, flags)? else { return Ok(()) };
+        cluster.apply(&Service::new("web", 10).node_port().with([&cluster.here]))?;
+        let mut flows = Vec::new();
+        for family in Family::ALL {
+            let target = Target::new(Transport::Tcp, cluster.node_port(family)).kept();
+            let mut conversation = Conversation::start(cluster.outside.place(), &target)?;
+            conversation.reply()?;
+            flows.push((family, conversation));
+        }
+        thread::sleep(Duration::from_secs(4));
+        for (family, mut conversation) in flows {
+            let answer = conversation.ask()?;
+            ensure!(answer.is_ok() == kept, "{family:?} {flags:?}: {answer:?}");
+        }
+    }
+    Ok(())
 }
