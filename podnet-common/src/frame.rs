@@ -44,6 +44,13 @@ pub trait Frame {
         Some(offset)
     }
 
+    /// Whether the frame belongs to a VLAN of the interface that it is at: it has a tag (IEEE 802.1Q), kept beside
+    /// its bytes, of another VLAN than 0, which says no more than a priority.
+    #[inline(always)]
+    fn is_tagged(&self) -> bool {
+        false
+    }
+
     /// Writes a `T` at `offset`.
     fn store<T: IntoBytes + Immutable + Copy>(&mut self, offset: usize, value: T) -> Option<()>;
 

@@ -101,6 +101,10 @@ struct FragmentHeader {
 /// Reads the IP header of `frame`.
 #[inline(always)]
 pub(crate) fn read<F: Frame>(frame: &F, want: Want) -> Result<Header, Reason> {
+    // Of an interface of its own, where it comes by without the tag: from here it would be sent on with it.
+    if frame.is_tagged() {
+        return Err(Reason::Tagged);
+    }
     match frame.load::<Be16>(12) {
         Some(ETHERTYPE_IPV4) => read_v4(frame, ETHERNET, want),
         Some(ETHERTYPE_IPV6) => read_v6(frame, ETHERNET, want),

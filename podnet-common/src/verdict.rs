@@ -139,7 +139,7 @@ reasons! {
     FragmentAlone = "fragment_alone",
     /// a fragment of an SCTP packet, whose checksum could not be mended: passed
     SctpFragment = "sctp_fragment",
-    /// a frame with a VLAN tag that the kernel has left in it: passed
+    /// a frame of a VLAN, which is an interface of its own, or with a second tag: passed
     Tagged = "tagged",
     /// larger than the way to the backend or back to the client takes: its sender is told what that takes, an ICMP
     /// error or a later fragment is dropped

@@ -83,6 +83,15 @@ impl Frame for Skb<'_> {
     }
 
     #[inline(always)]
+    fn is_tagged(&self) -> bool {
+        /// The bits of a tag that are the VLAN's number (include/uapi/linux/if_vlan.h).
+        const VLAN: u32 = 0x0fff;
+        let skb = self.0.skb.skb;
+        // SAFETY: fields of the context.
+        unsafe { (*skb).vlan_present != 0 && (*skb).vlan_tci & VLAN != 0 }
+    }
+
+    #[inline(always)]
     fn store<T: IntoBytes + Immutable + Copy>(&mut self, offset: usize, value: T) -> Option<()> {
         // SAFETY: as in `load`; a program may write to its packet.
         self.at::<T>(offset).map(|place| unsafe { *place = value })

@@ -5,9 +5,10 @@ use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
+use nix::ifaddrs::getifaddrs;
 use nix::sys::socket::{
-    AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, SockaddrStorage, connect, recvfrom, sendto,
-    setsockopt, socket, sockopt,
+    AddressFamily, LinkAddr, MsgFlags, SockFlag, SockProtocol, SockType, SockaddrStorage, connect, recvfrom,
+    sendto, setsockopt, socket, sockopt,
 };
 use nix::sys::time::TimeVal;
 
@@ -39,6 +40,38 @@ pub fn send(place: &Place, packets: &[Vec<u8>], to: IpAddr) -> Result<()> {
         }
         Ok(())
     })
+}
+
+/// Sends frames from the interface `name` of `place` as they are, each from its Ethernet header on.
+///
+/// # Errors
+/// If there is no such interface, or the kernel does not take one.
+pub fn send_frames(place: &Place, name: &str, frames: &[Vec<u8>]) -> Result<()> {
+    place.netns.run(|| {
+        let by = link_address(name)?;
+        let socket = socket(AddressFamily::Packet, SockType::Raw, SockFlag::empty(), None)?;
+        for frame in frames {
+            let sent = sendto(socket.as_raw_fd(), frame, &by, MsgFlags::empty())?;
+            ensure!(sent == frame.len(), "{sent} bytes of {}", frame.len());
+        }
+        Ok(())
+    })
+}
+
+/// The Ethernet address of the interface `name` of `place`.
+///
+/// # Errors
+/// If there is none.
+pub fn ethernet_address(place: &Place, name: &str) -> Result<[u8; 6]> {
+    place.netns.run(|| link_address(name)?.addr().with_context(|| format!("{name} has no Ethernet address")))
+}
+
+/// The interface `name` of this thread's namespace, as sockets address it.
+fn link_address(name: &str) -> Result<LinkAddr> {
+    getifaddrs()?
+        .filter(|interface| interface.interface_name == name)
+        .find_map(|interface| interface.address?.as_link_addr().copied())
+        .with_context(|| format!("there is no {name}"))
 }
 
 /// An end of SCTP associations that knows nothing of SCTP.

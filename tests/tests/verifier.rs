@@ -29,7 +29,7 @@ const BUDGETS: [Budget; 30] = [
     Budget { program: "to_pod", instructions: 1150, verified: 5000, stack: 350 },
     Budget { program: "from_net", instructions: 1700, verified: 25_000, stack: 370 },
     Budget { program: "to_net", instructions: 1650, verified: 16_000, stack: 360 },
-    Budget { program: "from_pod_rest", instructions: 5600, verified: 450_000, stack: 450 },
+    Budget { program: "from_pod_rest", instructions: 5800, verified: 480_000, stack: 450 },
     Budget { program: "to_pod_rest", instructions: 4000, verified: 100_000, stack: 440 },
     Budget { program: "from_net_rest", instructions: 5600, verified: 450_000, stack: 450 },
     Budget { program: "to_net_rest", instructions: 5100, verified: 225_000, stack: 460 },
