@@ -8,10 +8,10 @@ use std::str::FromStr;
 
 use futures::TryStreamExt;
 use rtnetlink::MulticastGroup;
-use rtnetlink::packet_route::RouteNetlinkMessage;
 use rtnetlink::packet_route::link::{
     InfoKind, InfoPortKind, LinkAttribute, LinkFlags, LinkInfo, LinkLayerType, LinkMessage,
 };
+use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage};
 
 use tokio::runtime::Builder;
 
@@ -321,7 +321,9 @@ impl Interfaces {
                         return News::Changed(link);
                     }
                 }
-                Some(RouteNetlinkMessage::DelLink(message)) => return News::Gone(message.header.index),
+                Some(RouteNetlinkMessage::DelLink(message)) if !is_of_bridge(&message) => {
+                    return News::Gone(message.header.index);
+                }
                 _ => {}
             }
         }
@@ -333,7 +335,16 @@ impl Interfaces {
     }
 }
 
+/// Whether a message tells of an interface as the port of a bridge: with little of what an interface is, and that it
+/// is gone when it has left the bridge.
+fn is_of_bridge(message: &LinkMessage) -> bool {
+    message.header.interface_family == AddressFamily::Bridge
+}
+
 fn link(message: &LinkMessage) -> Option<Link> {
+    if is_of_bridge(message) {
+        return None;
+    }
     let name = message.attributes.iter().find_map(|attribute| match attribute {
         LinkAttribute::IfName(name) => Some(name.clone()),
         _ => None,
@@ -387,6 +398,17 @@ mod tests {
     fn of_pods(pods: PodInterfaces, attached: &[u32]) -> Facing {
         let Ok(nodes) = "eth*,flannel*".parse();
         Facing::new(pods, nodes, attached.iter().copied())
+    }
+
+    #[test]
+    fn what_bridges_say_of_their_ports_is_no_news_of_interfaces() {
+        let mut message = LinkMessage::default();
+        message.header.index = 7;
+        message.header.link_layer_type = LinkLayerType::Ether;
+        message.attributes.push(LinkAttribute::IfName("cni0".to_owned()));
+        assert_eq!(super::link(&message).map(|link| link.index), Some(7));
+        message.header.interface_family = AddressFamily::Bridge;
+        assert!(super::link(&message).is_none() && is_of_bridge(&message));
     }
 
     #[test]
