@@ -40,7 +40,21 @@ fn has_filters(index: u32, parent: TcHandle) -> io::Result<bool> {
     const RTM_NEWTFILTER: u16 = 44;
     let list = RouteNetlinkMessage::GetTrafficFilter(message(index, parent)?);
     let replies = ask(list, NLM_F_DUMP)?;
-    Ok(replies.iter().any(|reply| NetlinkBuffer::new(reply).message_type() == RTM_NEWTFILTER))
+    if replies.iter().any(|reply| NetlinkBuffer::new(reply).message_type() == RTM_NEWTFILTER) {
+        return Ok(true);
+    }
+    // That there are none is not what a list says that could not be made.
+    for reply in replies {
+        let reply = NetlinkMessage::<RouteNetlinkMessage>::deserialize(&reply).map_err(io::Error::other)?;
+        match reply.payload {
+            NetlinkPayload::Error(error) if error.code.is_some() => return Err(error.to_io()),
+            NetlinkPayload::Done(done) if done.code != 0 => {
+                return Err(io::Error::from_raw_os_error(done.code.abs()));
+            }
+            _ => {}
+        }
+    }
+    Ok(false)
 }
 
 fn message(index: u32, parent: TcHandle) -> io::Result<TcMessage> {
