@@ -3,6 +3,7 @@
 use std::fs;
 
 use anyhow::{Result, ensure};
+use aya::programs::ProgramInfo;
 use podnet_common::abi;
 use tests::agent::SocketLb;
 use tests::manifests::{Family, Service};
@@ -123,6 +124,16 @@ fn filters_survive_a_change_of_layout() -> Result<()> {
     fs::rename(bpffs.join(format!("v{}", abi::LAYOUT)), bpffs.join("v0"))?;
     scene.agent = scene.agent.restart()?;
     ensure!(!bpffs.join("v0").exists(), "the earlier layout is still there");
+    let links = bpffs.join(format!("v{}/links", abi::LAYOUT));
+    let inherited: Vec<_> = fs::read_dir(&links)?
+        .filter_map(|entry| Some(entry.ok()?.path()))
+        .filter(|path| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("qdisc-")))
+        .collect();
+    ensure!(inherited.len() >= 2, "{inherited:?}");
+    for mark in inherited {
+        let maps = ProgramInfo::from_pin(&mark)?.map_ids()?.unwrap_or_default();
+        ensure!(maps.is_empty(), "{} holds maps of the earlier layout: {maps:?}", mark.display());
+    }
     for pod in [&scene.client, &scene.backends[0]] {
         ensure!(filters(&scene, pod)? == [1, 1], "at {}", pod.interface());
     }

@@ -52,6 +52,9 @@ pub(super) const INTERFACE_PROGRAMS: [&str; 4] = ["from_pod", "to_pod", "from_ne
 pub(super) const SOCKET_PROGRAMS: [&str; 8] =
     ["connect4", "connect6", "sendmsg4", "sendmsg6", "recvmsg4", "recvmsg6", "getpeername4", "getpeername6"];
 
+/// The program that is pinned where a pin only says something: one that holds no map in the kernel.
+pub(super) const MARK: &str = "can_masquerade";
+
 /// Where podnet's clsact filters stand among others at the same interface.
 const FILTER_PRIORITY: u16 = 10;
 const FILTER_HANDLE: TcHandle = TcHandle::new(0, 1);
@@ -173,13 +176,20 @@ fn attach_both(
                 return Err(failed(chain(&error)));
             }
             Some(Err(_)) | None => {
-                attach_filter(classifier, pins, index, name, direction)
+                make_qdisc(ebpf, pins, index, name)?;
+                attach_filter(program_mut(ebpf, program)?, pins, index, name, direction)
                     .map_err(|error| failed(chain(&error)))?;
                 forget(pins, &Pin::Tcx { index, direction })?;
             }
         }
     }
-    if has_filter(pins, index) { Ok(()) } else { forget(pins, &Pin::Qdisc { index }) }
+    // Packets are served all the same.
+    if !has_filter(pins, index)
+        && let Err(error) = forget(pins, &Pin::Qdisc { index })
+    {
+        tracing::warn!("{}", chain(&error));
+    }
+    Ok(())
 }
 
 /// Detaches both programs from an interface, which may be gone already.
@@ -241,6 +251,17 @@ fn attach_tcx(
     Ok(())
 }
 
+/// Makes the qdisc that filters stand in, unless there is one, and a mark if podnet has made it. The mark comes
+/// first: an agent may be killed at any time.
+fn make_qdisc(ebpf: &mut Ebpf, pins: &Pins, index: u32, name: &str) -> Result<(), Error> {
+    let made = note(ebpf, pins, &Pin::Qdisc { index })?;
+    // An error says that the qdisc is there already, or comes again with the filter.
+    if qdisc_add_clsact(name).is_err() && made == Noted::Now {
+        unnote(pins, &Pin::Qdisc { index })?;
+    }
+    Ok(())
+}
+
 fn attach_filter(
     program: &mut SchedClassifier,
     pins: &Pins,
@@ -248,16 +269,6 @@ fn attach_filter(
     name: &str,
     direction: TcAttachType,
 ) -> Result<(), ProgramError> {
-    // An error says that the qdisc is there already, or comes again with the filter.
-    if qdisc_add_clsact(name).is_ok() {
-        let mark = pins.links().join(Pin::Qdisc { index }.to_string());
-        if !mark.exists()
-            && let Err(error) = program.pin(&mark)
-        {
-            qdisc::remove_if_unused(index).map_err(ProgramError::IOError)?;
-            return Err(wrapped(error));
-        }
-    }
     let path = pins.links().join(Pin::Filter { index, direction }.to_string());
     if path.exists() {
         fs::remove_file(&path).map_err(ProgramError::IOError)?;
@@ -323,14 +334,27 @@ pub(super) fn undo(name: &str) -> Result<(), Error> {
     }
 }
 
-/// Makes a pin that only says something.
-pub(super) fn note(ebpf: &mut Ebpf, pins: &Pins, pin: &Pin) -> Result<(), Error> {
+/// Since when a pin is there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Noted {
+    Before,
+    Now,
+}
+
+/// Makes a pin that only says something, unless it is there.
+pub(super) fn note(ebpf: &mut Ebpf, pins: &Pins, pin: &Pin) -> Result<Noted, Error> {
     let path = pins.links().join(pin.to_string());
-    if !path.exists() {
-        let program: &mut SchedClassifier = program_mut(ebpf, INTERFACE_PROGRAMS[0])?;
-        program.pin(path)?;
+    if path.exists() {
+        return Ok(Noted::Before);
     }
-    Ok(())
+    let program: &mut SchedClassifier = program_mut(ebpf, MARK)?;
+    program.pin(path)?;
+    Ok(Noted::Now)
+}
+
+/// Takes back what such a pin says.
+pub(super) fn unnote(pins: &Pins, pin: &Pin) -> Result<(), Error> {
+    remove_file(&pins.links().join(pin.to_string()))
 }
 
 /// Whether what the pin called `name` of another layout version stands for is `heir`'s now: filters are known

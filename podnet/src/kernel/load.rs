@@ -12,7 +12,7 @@ use podnet_common::abi;
 use podnet_common::conntrack::Timeout;
 use podnet_common::network::ServiceNetworks;
 
-use super::attach::{self, INTERFACE_PROGRAMS, Pin, SOCKET_PROGRAMS, Side, not_in_the_object};
+use super::attach::{self, INTERFACE_PROGRAMS, Noted, Pin, SOCKET_PROGRAMS, Side, not_in_the_object};
 use super::error::Error;
 use super::filter::Filter;
 use super::next::{NEXT_PROGRAMS, NextPrograms};
@@ -20,7 +20,7 @@ use super::pins::Pins;
 use super::probe::can_masquerade;
 use super::staging::Staging;
 use super::tables::{Tables, shapes};
-use super::{AttachMode, Settings, SocketLb, conntrack, next, sys};
+use super::{AttachMode, Settings, SocketLb, conntrack, sys};
 use crate::changes::{Changes, Snapshot};
 
 static OBJECT: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/podnet-ebpf.o"));
@@ -90,7 +90,7 @@ impl Dataplane {
         if let Some(old) = self.replaced.take() {
             self.tables.catch_up_with(&old)?;
         }
-        next::forget_earlier(&self.pins)?;
+        self.next.forget_earlier(&self.pins)?;
         self.pins.remove_other_layouts()
     }
 
@@ -174,8 +174,14 @@ impl Dataplane {
     /// When what was set before cannot be noted, or the setting not be changed.
     pub fn tolerate_short_cuts(&mut self) -> Result<(), Error> {
         let Some(former) = conntrack::strict()? else { return Ok(()) };
-        attach::note(&mut self.ebpf, &self.pins, &Pin::Conntrack { former })?;
-        conntrack::tolerate()
+        let pin = Pin::Conntrack { former };
+        let noted = attach::note(&mut self.ebpf, &self.pins, &pin)?;
+        let done = conntrack::tolerate();
+        if done.is_err() && noted == Noted::Now {
+            // Whoever sets it from now on is somebody else.
+            attach::unnote(&self.pins, &pin)?;
+        }
+        done
     }
 
     /// The kernel memory of each map, in bytes, the largest first.
@@ -190,7 +196,7 @@ impl Dataplane {
 /// Has the kernel verify the programs at interfaces.
 pub(super) fn load_interface_programs(ebpf: &mut Ebpf) -> Result<(), Error> {
     let next = NEXT_PROGRAMS.iter().map(|(_, name)| *name);
-    let names: Vec<_> = INTERFACE_PROGRAMS.into_iter().chain(next).collect();
+    let names: Vec<_> = INTERFACE_PROGRAMS.into_iter().chain(next).chain([attach::MARK]).collect();
     load_programs(ebpf, &names, SchedClassifier::load)
 }
 

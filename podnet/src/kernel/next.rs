@@ -79,13 +79,19 @@ impl NextPrograms {
         self.pinned = true;
         Ok(())
     }
-}
 
-/// Removes the arrays of earlier agents, once none of their programs is at a hook.
-pub(super) fn forget_earlier(pins: &Pins) -> Result<(), Error> {
-    let maps = pins.maps();
-    let all = names(&maps)?;
-    all.iter().filter(|name| generation(name).is_some()).try_for_each(|name| remove_file(&maps.join(name)))
+    /// Removes the arrays of earlier agents, once none of their programs is at a hook: not while this agent's own has
+    /// not come to the place of the last one's.
+    pub(super) fn forget_earlier(&self, pins: &Pins) -> Result<(), Error> {
+        if !self.pinned {
+            return Ok(());
+        }
+        let maps = pins.maps();
+        let all = names(&maps)?;
+        all.iter()
+            .filter(|name| generation(name).is_some())
+            .try_for_each(|name| remove_file(&maps.join(name)))
+    }
 }
 
 /// What the names of earlier agents' arrays begin with; a number follows.

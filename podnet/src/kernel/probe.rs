@@ -4,11 +4,11 @@ use std::fs;
 use std::path::Path;
 
 use aya::programs::tc::TcAttachOptions;
-use aya::programs::{LinkOrder, ProgramError, SchedClassifier, TcAttachType, TestRun as _, TestRunOptions};
+use aya::programs::{LinkOrder, SchedClassifier, TcAttachType, TestRun as _, TestRunOptions};
 use aya::{Ebpf, EbpfLoader};
 use nix::sched::{CloneFlags, unshare};
 
-use super::attach::program_mut;
+use super::attach::{MARK, program_mut};
 use super::error::Error;
 use super::load::{find_cgroup, load_interface_programs, load_socket_programs, object};
 use super::pins::on_bpffs;
@@ -196,12 +196,10 @@ fn tcx(ebpf: &mut Ebpf) -> Finding {
 
 /// Whether the kernel tells programs what address of this node a packet would leave it by: a program asks.
 pub(super) fn can_masquerade(ebpf: &mut Ebpf) -> Result<bool, Error> {
-    const PROGRAM: &str = "can_masquerade";
     /// The shortest frame that the kernel runs programs over.
     const FRAME: [u8; 15] = [0; 15];
-    let failed = |source: ProgramError| Error::Load { program: PROGRAM, source };
-    let program: &mut SchedClassifier = program_mut(ebpf, PROGRAM)?;
-    program.load().map_err(failed)?;
+    let failed = |source| Error::Load { program: MARK, source };
+    let program: &mut SchedClassifier = program_mut(ebpf, MARK)?;
     let options = TestRunOptions { data_in: Some(&FRAME), ..TestRunOptions::default() };
     Ok(program.test_run(options).map_err(failed)?.return_value != 0)
 }
