@@ -274,9 +274,9 @@ pub enum Timeout {
     TcpEstablished,
     /// Of a TCP connection that one side has closed.
     TcpCloseWait,
-    /// Of a UDP flow that was never answered.
+    /// Of a UDP flow whose client has not sent again after an answer.
     Udp,
-    /// Of one that was.
+    /// Of one whose client has.
     UdpStream,
 }
 

@@ -76,12 +76,12 @@ pub(crate) static TCP_ESTABLISHED_TIMEOUT: Global<u32> = Global::new(Timeout::Tc
 #[expect(unsafe_code, reason = "the loader finds the variable by its name")]
 pub(crate) static TCP_CLOSE_WAIT_TIMEOUT: Global<u32> = Global::new(Timeout::TcpCloseWait.usual());
 
-/// How long a UDP flow is that was never answered.
+/// How long a UDP flow is whose client has not sent again after an answer.
 #[unsafe(no_mangle)]
 #[expect(unsafe_code, reason = "the loader finds the variable by its name")]
 pub(crate) static UDP_TIMEOUT: Global<u32> = Global::new(Timeout::Udp.usual());
 
-/// How long one is that was.
+/// How long one is whose client has.
 #[unsafe(no_mangle)]
 #[expect(unsafe_code, reason = "the loader finds the variable by its name")]
 pub(crate) static UDP_STREAM_TIMEOUT: Global<u32> = Global::new(Timeout::UdpStream.usual());

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use clap::Args;
 use clap::builder::BoolishValueParser;
-use podnet_common::conntrack::{REFRESH, Timeout};
+use podnet_common::conntrack::{REFRESH_BY_OTHER, Timeout};
 use serde_json::Value;
 
 pub use file::{ConfigError, File};
@@ -97,15 +97,15 @@ pub struct Options {
     #[arg(long, value_name = "TIME")]
     pub conntrack_tcp_timeout_established: Option<GoDuration>,
 
-    /// How long a TCP connection is kept that the server has closed; 0 for the usual time
+    /// How long a TCP connection is kept that one side has closed; 0 for the usual time
     #[arg(long, value_name = "TIME")]
     pub conntrack_tcp_timeout_close_wait: Option<GoDuration>,
 
-    /// How long a UDP flow is kept that nobody has answered; 0 for the usual time
+    /// How long a UDP flow is kept until the client has sent again after an answer; 0 for the usual time
     #[arg(long, value_name = "TIME")]
     pub conntrack_udp_timeout: Option<GoDuration>,
 
-    /// How long an idle UDP flow is kept; 0 for the usual time
+    /// How long an idle UDP flow is kept after that; 0 for the usual time
     #[arg(long, value_name = "TIME")]
     pub conntrack_udp_timeout_stream: Option<GoDuration>,
 
@@ -220,7 +220,8 @@ impl Options {
     /// When the name that this takes is missing.
     pub fn pod_interfaces(&self) -> Result<Option<PodInterfaces>, ConfigError> {
         let named = |name: &Option<String>, field| {
-            name.clone().ok_or(ConfigError::Missing { mode: self.local_mode().name(), field })
+            let name = name.clone().filter(|name| !name.trim().is_empty());
+            name.ok_or(ConfigError::Missing { mode: self.local_mode().name(), field })
         };
         Ok(match self.local_mode() {
             LocalMode::ClusterCidr | LocalMode::NodeCidr => None,
@@ -287,17 +288,17 @@ impl Options {
 pub struct Timeouts {
     /// An idle TCP connection.
     pub tcp_established: Option<Duration>,
-    /// A TCP connection that the server has closed.
+    /// A TCP connection that one side has closed.
     pub tcp_close_wait: Option<Duration>,
-    /// A UDP flow that nobody has answered.
+    /// A UDP flow whose client has not sent again after an answer.
     pub udp: Option<Duration>,
-    /// An idle UDP flow.
+    /// One whose client has.
     pub udp_stream: Option<Duration>,
 }
 
 impl Timeouts {
-    /// The lifetime in units of [`Time`](podnet_common::conntrack::Time): two seconds at least, since packets of a
-    /// living flow note only once in a second that it lives, and nine years at most.
+    /// The lifetime in units of [`Time`](podnet_common::conntrack::Time): four seconds at least, since packets of a
+    /// living flow note only now and then that it lives, and nine years at most.
     pub fn units(&self, which: Timeout) -> u32 {
         let set = match which {
             Timeout::TcpEstablished => self.tcp_established,
@@ -306,7 +307,7 @@ impl Timeouts {
             Timeout::UdpStream => self.udp_stream,
         };
         let units = |time: Duration| u32::try_from(time.as_nanos() >> 26).unwrap_or(u32::MAX);
-        set.map_or(which.usual(), |time| units(time).max(2 * REFRESH))
+        set.map_or(which.usual(), |time| units(time).max(2 * REFRESH_BY_OTHER))
     }
 }
 
@@ -434,8 +435,13 @@ mod tests {
             assert_eq!((&pods, found.unwrap()), (expected, interfaces), "{list:?}");
             assert_eq!(without_effect, idle, "{list:?}");
         }
-        let error = pods(&["--detect-local-mode=BridgeInterface"]).1.unwrap_err().to_string();
-        assert!(error.contains("BridgeInterface needs detectLocal.bridgeInterface"), "{error}");
+        for list in [
+            &["--detect-local-mode=BridgeInterface"][..],
+            &["--detect-local-mode=BridgeInterface", "--pod-bridge-interface="],
+        ] {
+            let error = pods(list).1.unwrap_err().to_string();
+            assert!(error.contains("BridgeInterface needs detectLocal.bridgeInterface"), "{error}");
+        }
     }
 
     #[test]
@@ -447,7 +453,7 @@ mod tests {
             "--conntrack-udp-timeout-stream=1000000h",
         ]);
         let timeouts = options.unwrap().timeouts();
-        let expected = [Time::seconds(3600), 2 * REFRESH, Time::seconds(30), u32::MAX];
+        let expected = [Time::seconds(3600), 2 * REFRESH_BY_OTHER, Time::seconds(30), u32::MAX];
         assert_eq!(Timeout::ALL.map(|which| timeouts.units(which)), expected);
     }
 }

@@ -82,7 +82,7 @@ fn established_connections_survive_changes_socket() -> Result<()> {
 /// `conntrack.*Timeout` of kube-proxy's settings: what is silent for longer is forgotten.
 #[test]
 fn established_connections_are_kept_as_long_as_is_set() -> Result<()> {
-    for (flags, kept) in [(&["--conntrack-tcp-timeout-established", "2s"][..], false), (&[], true)] {
+    for (flags, kept) in [(&["--conntrack-tcp-timeout-established", "4s"][..], false), (&[], true)] {
         let Some(cluster) = Cluster::start(PodKind::Ptp, SocketLb::Off, flags)? else { return Ok(()) };
         cluster.apply(&Service::new("web", 10).node_port().with([&cluster.here]))?;
         let mut flows = Vec::new();
@@ -92,7 +92,7 @@ fn established_connections_are_kept_as_long_as_is_set() -> Result<()> {
             conversation.reply()?;
             flows.push((family, conversation));
         }
-        thread::sleep(Duration::from_secs(4));
+        thread::sleep(Duration::from_secs(6));
         for (family, mut conversation) in flows {
             let answer = conversation.ask()?;
             ensure!(answer.is_ok() == kept, "{family:?} {flags:?}: {answer:?}");
