@@ -219,8 +219,12 @@ fn interfaces_that_are_not_served_are_named() -> Result<()> {
     let text = String::from_utf8_lossy(&output.stdout);
     ensure!(output.status.success() && text.contains("tunnel-to-b"), "{output:?}");
     let agent = Agent::start(&node, Settings::new(&manifests, SocketLb::Off))?;
-    node.place().netns.batch("link set tunnel-to-b mtu 1400")?;
     agent.wait_for_log("tunnel-to-b")?;
+    // The agent hears of one after the other.
+    node.place().netns.batch(
+        "link set tunnel-to-b mtu 1400\ntuntap add dev tunnel-to-c mode tun\nlink set tunnel-to-c up",
+    )?;
+    agent.wait_for_log("tunnel-to-c")?;
     ensure!(agent.log().matches("tunnel-to-b").count() == 1, "{}", agent.log());
     Ok(())
 }
