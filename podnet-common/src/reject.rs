@@ -97,16 +97,29 @@ impl Error {
     }
 }
 
-/// Makes of `frame`, which `packet` was parsed from, the refusal that its sender gets. `None` if the frame
-/// could not be changed; it is not fit to be sent then.
+/// Makes of `frame`, which `packet` was parsed from, the refusal that its sender gets. `None` if it gets none, or the
+/// frame could not be changed; it is not fit to be sent then.
 #[inline(always)]
 pub fn reply<F: Frame>(frame: &mut F, packet: &Packet) -> Option<()> {
     if packet.tuple.protocol() == Protocol::TCP {
-        turn_around(frame)?;
+        begin(frame, packet)?;
         reset(frame, packet)
     } else {
         error(frame, packet, Error::PortUnreachable)
     }
+}
+
+/// Addresses the frame to whom it is from; `None` also if nobody is to be told: the packet was sent to many, or not by
+/// one (RFC 1122, 3.2.2; RFC 4443, 2.4).
+#[inline(always)]
+fn begin<F: Frame>(frame: &mut F, packet: &Packet) -> Option<()> {
+    const GROUP: u8 = 1;
+    // The kernel's verifier cannot tell that one byte is there at the very start.
+    let [first, _]: [u8; 2] = frame.load(0)?;
+    if first & GROUP != 0 || !packet.tuple.source().addr.is_of_one() {
+        return None;
+    }
+    turn_around(frame)
 }
 
 #[inline(always)]
@@ -153,10 +166,10 @@ fn data_length<F: Frame>(frame: &F, packet: &Packet) -> Option<u32> {
 }
 
 /// Makes of `frame`, which `packet` was parsed from, the ICMP error that its sender gets from whom it has sent to.
-/// `None` if the frame could not be changed; it is not fit to be sent then.
+/// `None` if it gets none, or the frame could not be changed; it is not fit to be sent then.
 #[inline(always)]
 pub fn error<F: Frame>(frame: &mut F, packet: &Packet, error: Error) -> Option<()> {
-    turn_around(frame)?;
+    begin(frame, packet)?;
     let header = error.header(packet.family);
     let answer = packet.tuple.reply();
     let (source, destination) = (answer.source(), answer.destination());

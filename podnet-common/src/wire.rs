@@ -165,6 +165,22 @@ impl Addr {
         if self.high == 0 && split(self.low).0 == MAPPED { Family::V4 } else { Family::V6 }
     }
 
+    /// Whether the address can be that of one machine, other than the one that is asked: not of a group, nor of the
+    /// machine itself (RFC 1122, 3.2.1.3; RFC 4291, 2.4).
+    #[inline(always)]
+    pub const fn is_of_one(self) -> bool {
+        match self.family() {
+            Family::V4 => {
+                let first = self.last_word().get() >> 24;
+                first != 0 && first != 127 && first < 224
+            }
+            Family::V6 => {
+                let first = Be32::from_raw(split(self.high).0).get() >> 24;
+                first != 0xff && self.high | self.low != 0
+            }
+        }
+    }
+
     /// The address for people and for the standard library.
     pub const fn to_ip(self) -> IpAddr {
         match self.family() {

@@ -176,3 +176,31 @@ fn a_syn_that_also_ends_the_connection_opens_none() {
         }
     }
 }
+
+/// RFC 1122, 3.2.2; RFC 4443, 2.4: an answer would go to many, or to nobody.
+#[test]
+fn packets_to_many_or_from_nobody_are_not_answered() {
+    for family in FAMILIES {
+        for protocol in [Protocol::TCP, Protocol::UDP] {
+            let (from, to) = ends(family);
+            let dropped = |mut sent: Vec<u8>| {
+                let mut tables = HostTables::new(1);
+                tables.serve(to, protocol, []);
+                assert_eq!(from_pod(&mut sent, &mut tables), Verdict::Drop(Reason::NoEndpoints));
+            };
+            let mut to_all = frame(from, to, protocol, SYN, b"hello");
+            to_all[..6].fill(0xff);
+            dropped(to_all);
+            let nobodys: &[&str] = match family {
+                Family::V4 => {
+                    &["0.0.0.0", "0.1.2.3", "127.0.0.1", "224.0.0.1", "239.1.2.3", "255.255.255.255"]
+                }
+                Family::V6 => &["::", "ff02::1", "ff0e::7"],
+            };
+            for address in nobodys {
+                let addr = address.parse::<IpAddr>().unwrap().into();
+                dropped(frame(Endpoint { addr, ..from }, to, protocol, SYN, b"hello"));
+            }
+        }
+    }
+}
