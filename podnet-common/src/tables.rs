@@ -99,7 +99,7 @@ pub trait Tables: Services + Timeouts {
     /// The interface at which the packet at hand is met.
     fn interface(&self) -> u32;
     /// The interface by which the packet at hand goes on if it is to go to `to`'s destination and is `length` bytes
-    /// long without its Ethernet header; 0: however long it is.
+    /// long without its Ethernet header.
     ///
     /// # Errors
     /// [`NoWay`] if it cannot.

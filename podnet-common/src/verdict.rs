@@ -97,7 +97,7 @@ reasons! {
     Established = "established",
     /// a backend's answer: sent to the client as the Service's
     Reply = "reply",
-    /// a datagram or a SYN of a flow whose backend is gone: sent to another one
+    /// a datagram or a SYN of a flow whose backend is gone, or no longer for it: sent to another one
     Moved = "moved",
     /// to a Service without endpoints: refused
     NoEndpoints = "no_endpoints",

@@ -21,7 +21,7 @@ const EINVAL: i64 = 22;
 /// What the helper says of a packet that is longer than the route takes.
 const BPF_FIB_LKUP_RET_FRAG_NEEDED: i64 = 8;
 
-/// The interface by which a packet of `length` bytes to the destination of `to` leaves this node; of 0: of any length.
+/// The interface by which a packet of `length` bytes to the destination of `to` leaves this node.
 #[inline(always)]
 pub(crate) fn way_out(ctx: &TcContext, to: &Tuple, length: u16) -> Result<u32, NoWay> {
     let mut query = query(ctx, to, length);
@@ -36,6 +36,7 @@ pub(crate) fn way_out(ctx: &TcContext, to: &Tuple, length: u16) -> Result<u32, N
 /// This node's own address on that way.
 #[inline(always)]
 pub(crate) fn own_address(ctx: &TcContext, to: &Tuple) -> Option<Addr> {
+    // Whatever the length: the helper asks for none of 0.
     let mut query = query(ctx, to, 0);
     if ask(ctx, &mut query, BPF_FIB_LOOKUP_SKIP_NEIGH | BPF_FIB_LOOKUP_SRC) != 0 {
         return None;
