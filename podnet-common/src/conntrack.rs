@@ -126,6 +126,13 @@ impl Time {
     pub const fn since(self, earlier: Self) -> u32 {
         self.0.saturating_sub(earlier.0)
     }
+
+    /// The moment that was `units` ago.
+    #[inline(always)]
+    #[must_use]
+    pub const fn before(self, units: u32) -> Self {
+        Self(self.0.saturating_sub(units))
+    }
 }
 
 /// Which of a flow's two directions an entry translates.

@@ -179,14 +179,10 @@ pub fn renew<F: Frame, T: Tables>(hook: Hook, frame: &mut F, tables: &mut T) -> 
 #[inline(always)]
 fn stays<T: Tables>(tables: &T, tuple: &Tuple, flow: &Flow, side: Side) -> bool {
     let (destination, protocol) = (tuple.destination(), tuple.protocol());
-    let at = if flow.state.at_once() {
+    let at = match tables.led(destination, protocol) {
         // Its socket was led away from the frontend.
-        match tables.led(destination, protocol) {
-            Some(peer) => peer.endpoint(),
-            None => return false,
-        }
-    } else {
-        destination
+        Some(peer) => peer.endpoint(),
+        None => destination,
     };
     let Some(frontend) = tables.frontend(&FrontendKey::new(at, protocol)) else { return false };
     let local = match side {
@@ -496,10 +492,13 @@ const fn movable(packet: &Packet) -> bool {
 fn keep<T: Tables>(tables: &mut T, from: &Tuple, flow: &Flow, to: &Tuple, state: State, now: Time) {
     tables.touch_flow(from, state, now);
     let other = to.reply();
+    // An answer says nothing of the frontend: the client's next datagram is to ask.
+    let answer = from.protocol() == Protocol::UDP && flow.state.direction() == Direction::Reply;
+    let seen = if answer { now.before(REFRESH) } else { now };
     let overwrite = match tables.flow(&other) {
         None => Overwrite::No,
         Some(entry) if entry.to(from.protocol()) == from.reply() => {
-            let seen = if now.since(entry.seen) < REFRESH_BY_OTHER { entry.seen } else { now };
+            let seen = if now.since(entry.seen) < REFRESH_BY_OTHER { entry.seen } else { seen };
             tables.touch_flow(&other, state, seen);
             return;
         }
@@ -508,7 +507,7 @@ fn keep<T: Tables>(tables: &mut T, from: &Tuple, flow: &Flow, to: &Tuple, state:
         Some(_) => Overwrite::Yes,
     };
     // A full table is no reason to lose the packet at hand: the next one tries again.
-    let _ = tables.insert_flow(&other, &flow.other(from, state, now), overwrite);
+    let _ = tables.insert_flow(&other, &flow.other(from, state, seen), overwrite);
 }
 
 /// Opens a flow to a backend of `frontend`; `stale` is the state of the entry for the packet that no longer

@@ -455,7 +455,9 @@ fn a_lost_half_of_a_flow_is_written_anew() {
             } else {
                 assert_eq!(cast.answer(cast.backends[0], ACK).0, Reason::Reply);
             }
-            expected.seen = cast.tables.now;
+            // An answer is not what keeps a datagram's frontend from being asked.
+            let ask = lost == cast.forward_key() && cast.protocol == Protocol::UDP;
+            expected.seen = if ask { cast.tables.now.before(REFRESH) } else { cast.tables.now };
             assert_eq!(cast.tables.flows[&lost], expected);
         }
         assert_eq!(cast.answer(cast.backends[0], ACK), (Reason::Reply, cast.service));

@@ -4,6 +4,7 @@
 
 mod support;
 
+use podnet_common::conntrack::Time;
 use podnet_common::host::{HostTables, WayOut};
 use podnet_common::service::{
     BackendFlags, BackendId, Frontend, FrontendFlags, FrontendKey, FrontendKind, ServiceId, SlotRange,
@@ -173,6 +174,62 @@ fn a_masqueraded_datagram_moves_too() {
         cast.limit_to_the_node();
         cast.tables.wait(2);
         assert_eq!(send(&mut cast), (Verdict::Translated(Reason::Moved), cast.local));
+    }
+}
+
+/// Answers do not bring back what the frontend no longer allows: nobody else serves, so that no other flow begins.
+#[test]
+fn a_datagram_is_dropped_whatever_its_backend_sends() {
+    for mut cast in casts() {
+        *cast.frontend() = cast.frontend().with_slots(SlotRange::default(), SlotRange::default());
+        cast.frontend().flags = FrontendFlags::INSIDE_LOCAL.with(FrontendFlags::OUTSIDE_LOCAL);
+        cast.tables.wait(2);
+        for tenth in 0..100 {
+            cast.tables.now = Time(cast.tables.now.0 + Time::seconds(1) / 10);
+            assert_eq!(cast.answer(), Reason::Reply);
+            let mut frame = data(cast.client, cast.service, cast.protocol);
+            let reason = from_pod(&mut frame, &mut cast.tables).reason();
+            assert!(matches!(reason, Reason::NoEndpoints | Reason::TooManyRefusals), "{tenth}: {reason:?}");
+        }
+    }
+}
+
+/// Whoever's they are, and whether or not their backend sees them: the node's own, masqueraded ones, and those of a
+/// pod that has become its own backend.
+#[test]
+fn flows_of_all_sockets_that_were_led_stay() {
+    for family in FAMILIES {
+        let node = pod(family, 99, 40000);
+        let pod = pod(family, 1, 40000);
+        let (live, other) = (self::pod(family, 3, 5353), self::pod(family, 4, 5353));
+        let itself = Endpoint { port: live.port, ..pod };
+        let plain = FrontendFlags::NONE;
+        for (client, backends, flags, send) in [
+            (node, [live, other], plain, to_net as fn(&mut Vec<u8>, &mut HostTables) -> Verdict),
+            (pod, [live, other], FrontendFlags::MASQUERADE, from_pod),
+            (pod, [itself, other], plain, from_pod),
+        ] {
+            let mut tables = HostTables::new(1);
+            let (at, dead) = (service(family, 1, 53), self::pod(family, 7, 5353));
+            let ids = tables.serve(at, Protocol::UDP, [dead, backends[0], backends[1]]);
+            tables.change(ids[0], |backend| backend.gone());
+            tables.point(at, Protocol::UDP, ServiceId(1), &ids[1..]);
+            tables.frontends.get_mut(&FrontendKey::new(at, Protocol::UDP)).unwrap().flags = flags;
+            tables.cookie = 5;
+            let backend = podnet_common::service::BackendRef { id: ids[0], generation: 1 };
+            tables.peers.insert(PeerKey::new(5, Known::Backend, dead, Protocol::UDP), Peer::new(at, backend));
+            tables.ways_out = vec![WayOut { interface: UPLINK, source: self::pod(family, 200, 0).addr }];
+            tables.drawn.push_back(0);
+            for expected in [Reason::NewFlow, Reason::Established, Reason::Established, Reason::Established] {
+                let mut frame = data(client, dead, Protocol::UDP);
+                assert_eq!(send(&mut frame, &mut tables).reason(), expected, "{client:?} {backends:?}");
+                assert_eq!(read(&frame).unwrap().to(), backends[0]);
+                tables.wait(2);
+                // What would be drawn if the flow were another one.
+                tables.drawn.clear();
+                tables.drawn.push_back(u32::MAX);
+            }
+        }
     }
 }
 

@@ -6,7 +6,7 @@ mod support;
 
 use std::collections::{BTreeMap, HashMap};
 
-use podnet_common::conntrack::Time;
+use podnet_common::conntrack::{REFRESH, REFRESH_BY_OTHER, Time};
 use podnet_common::host::{HostTables, WayOut};
 use podnet_common::origin::MASQUERADE_PORTS;
 use podnet_common::service::FrontendKind;
@@ -51,6 +51,9 @@ fn events() -> impl Strategy<Value = Event> {
 struct Owner {
     client: u8,
     last: Time,
+    /// How old the client's next datagram takes its flow for: answers leave it a second behind, for its frontend to be
+    /// asked.
+    asked: Time,
     replied: bool,
     stream: bool,
 }
@@ -61,7 +64,15 @@ impl Owner {
     }
 
     fn alive(&self, now: Time) -> bool {
-        now.since(self.last) <= Time::seconds(if self.stream { 120 } else { 30 })
+        now.since(self.last) <= self.lifetime()
+    }
+
+    fn alive_for_client(&self, now: Time) -> bool {
+        now.since(self.asked) <= self.lifetime()
+    }
+
+    fn lifetime(&self) -> u32 {
+        Time::seconds(if self.stream { 120 } else { 30 })
     }
 }
 
@@ -92,15 +103,16 @@ impl World {
 
     fn port_of(&self, client: u8) -> Option<u16> {
         let now = self.tables.now;
-        let mine = |(_, owner): &(&u16, &Owner)| owner.client == client && owner.alive(now);
+        let mine = |(_, owner): &(&u16, &Owner)| owner.client == client && owner.alive_for_client(now);
         self.owners.iter().find(mine).map(|(port, _)| *port)
     }
 
-    /// Which of the ports that are tried a new flow gets: the first that no living flow has, or else that of the
-    /// flow which has been idle for longest, if that is a minute.
-    fn expected(&self, tried: &[u16]) -> Option<u16> {
+    /// Which of the ports that are tried a new flow of `client` gets: the first that no living flow of another's has,
+    /// or else that of the flow which has been idle for longest, if that is a minute.
+    fn expected(&self, client: u8, tried: &[u16]) -> Option<u16> {
         let now = self.tables.now;
-        let alive = |port: &u16| self.owners.get(port).is_some_and(|owner| owner.alive(now));
+        let others = |owner: &Owner| owner.client != client && owner.alive(now);
+        let alive = |port: &u16| self.owners.get(port).is_some_and(others);
         let oldest = || {
             let idle: BTreeMap<Time, u16> =
                 tried.iter().rev().map(|port| (self.owners[port].last, *port)).collect();
@@ -124,15 +136,16 @@ impl World {
             prop_assert_eq!(verdict, Verdict::Forward(UPLINK, Reason::Established));
             let owner = self.owners.get_mut(&port).unwrap();
             owner.stream |= owner.replied;
-            owner.last = now;
+            (owner.last, owner.asked) = (now, now);
             prop_assert_eq!(read(&frame).unwrap().ports().0, port);
             return Ok(());
         }
-        match self.expected(&ports[..TRIES]) {
+        match self.expected(client, &ports[..TRIES]) {
             Some(port) => {
                 prop_assert_eq!(verdict, Verdict::Forward(UPLINK, Reason::NewFlow));
                 prop_assert_eq!(read(&frame).unwrap().ports().0, port);
-                self.owners.insert(port, Owner { client, last: now, replied: false, stream: false });
+                self.owners
+                    .insert(port, Owner { client, last: now, asked: now, replied: false, stream: false });
             }
             None => prop_assert_eq!(verdict, Verdict::Drop(Reason::SourcePorts)),
         }
@@ -149,7 +162,9 @@ impl World {
                 prop_assert_eq!(verdict, Verdict::Forward(UPLINK, Reason::Reply));
                 let seen = read(&frame).unwrap();
                 prop_assert_eq!((seen.from(), seen.to()), (self.node, self.client(owner.client)));
-                self.owners.insert(port, Owner { replied: true, last: now, ..owner });
+                let asked =
+                    if now.since(owner.asked) < REFRESH_BY_OTHER { owner.asked } else { now.before(REFRESH) };
+                self.owners.insert(port, Owner { replied: true, last: now, asked, ..owner });
             }
             None => prop_assert_eq!(verdict, Verdict::Pass(Reason::NotService)),
         }
