@@ -2,7 +2,7 @@
 //!
 //! Most packets at a pod's interface have nothing to do with a Service, or were led to a backend at the
 //! socket already. Two sets of bits say so without a look-up in a hash table: one of the addresses that
-//! are or were a frontend's, one of the endpoints that are or were a backend. A member has two bits in one
+//! are or were a frontend's, one of the endpoints that are or were a backend, and of their addresses. A member has two bits in one
 //! word (a blocked Bloom filter; Putze, Sanders, Singler 2007). Bits that are not set are certain; bits that
 //! are set lead to the tables, which know. User space sets bits before it writes what
 //! they stand for, and never clears them, since flows outlive their frontends and backends.
@@ -34,6 +34,13 @@ impl Place {
     #[inline(always)]
     pub const fn of_backend(endpoint: Endpoint) -> Self {
         Self::new(WORDS, endpoint.addr, endpoint.port.raw() as u64)
+    }
+
+    /// Where it stands that `addr` is or was a backend's, whatever the port: later fragments have none.
+    #[inline(always)]
+    pub const fn of_backends(addr: Addr) -> Self {
+        // No endpoint has the port 0.
+        Self::new(WORDS, addr, 0)
     }
 
     /// A product's bits depend only on those below them of its factors, so the upper half is folded onto the

@@ -229,10 +229,10 @@ impl HostTables {
         let left = self.backends.iter().filter(|backend| !backend.serving());
         let left = left.map(|backend| Place::of_frontend(backend.endpoint().addr));
         let frontends = self.frontends.keys().map(|key| Place::of_frontend(key.endpoint().addr)).chain(left);
-        let backends = self.backends.iter().map(|backend| Place::of_backend(backend.endpoint()));
-        let flows = self.flows.keys().flat_map(|tuple| {
-            [Place::of_frontend(tuple.destination().addr), Place::of_backend(tuple.source())]
-        });
+        let backends = self.backends.iter().map(Backend::endpoint);
+        let backends = backends.chain(self.flows.keys().map(|tuple| tuple.source()));
+        let backends = backends.flat_map(|at| [Place::of_backend(at), Place::of_backends(at.addr)]);
+        let flows = self.flows.keys().map(|tuple| Place::of_frontend(tuple.destination().addr));
         let node = self.ways_out.iter().map(|out| Place::of_frontend(out.source));
         frontends.chain(backends).chain(flows).chain(node)
     }

@@ -108,7 +108,7 @@ pub fn rest<F: Frame, T: Tables>(hook: Hook, frame: &mut F, tables: &mut T) -> V
         // It is translated as if it were the whole packet.
         Ok(Fragment::First(packet, key)) => {
             if tables.may_hold(Place::of_frontend(packet.tuple.destination().addr))
-                || tables.may_hold(Place::of_backend(packet.tuple.source()))
+                || tables.may_hold(Place::of_backends(packet.tuple.source().addr))
             {
                 tables.remember_fragment(&key, &FragmentPorts::new(&packet.tuple, tables.now()));
             }
@@ -318,8 +318,10 @@ fn later_fragment<F: Frame, T: Tables>(
         Ok(tuple) => tuple,
         Err(reason) => {
             let waiting = FragmentPorts::waiting(known.as_ref(), now);
+            // An answer waits where it leaves its backend: it cannot where it is translated, on its way out.
             return if matches!(hook, Hook::FromPod | Hook::FromNet)
-                && tables.may_hold(Place::of_frontend(key.destination()))
+                && (tables.may_hold(Place::of_frontend(key.destination()))
+                    || tables.may_hold(Place::of_backends(key.source())))
                 && !waiting.has_waited()
                 && (!waiting.begins_to_wait() || tables.may_wait())
             {

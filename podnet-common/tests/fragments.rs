@@ -322,6 +322,30 @@ fn a_fragment_that_has_come_first_waits_for_the_first_one() {
     }
 }
 
+/// Nor do those of answers, which wait before they are where they are translated.
+#[test]
+fn a_fragment_of_an_answer_waits_for_the_first_one() {
+    for (family, protocol) in KINDS.into_iter().filter(|(_, protocol)| *protocol == Protocol::UDP) {
+        let (client, at, backend) = (pod(family, 1, 4000), service(family, 1, 53), pod(family, 2, 5353));
+        let mut tables = HostTables::new(1);
+        tables.serve(at, protocol, [backend]);
+        let mut request = data(client, at, protocol);
+        assert_eq!(from_pod(&mut request, &mut tables), Verdict::Translated(Reason::NewFlow));
+        let frames = cut(family, protocol).frames(&Tuple::between(backend, client, protocol));
+        let (first, later) = (&frames[0], &frames[1]);
+        for _ in 0..50 {
+            let mut frame = later.clone();
+            assert_eq!(from_pod(&mut frame, &mut tables), Verdict::Inject(1, Reason::FragmentWaits));
+            assert_eq!(&frame, later);
+        }
+        for (frame, reason) in [(first, Reason::Reply), (later, Reason::FollowingFragment)] {
+            let mut frame = frame.clone();
+            assert!(matches!(from_pod(&mut frame, &mut tables), Verdict::Pass(_)));
+            assert_eq!(to_pod(&mut frame, &mut tables), Verdict::Translated(reason));
+        }
+    }
+}
+
 /// Another CPU sees the first fragment while this one notes that a later one waits.
 #[test]
 fn a_fragment_that_waits_does_not_hide_the_first_one() {

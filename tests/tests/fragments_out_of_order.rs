@@ -1,4 +1,5 @@
-//! IP fragments of a translated flow reach the backend, first fragment first or not: semantics §6.
+//! IP fragments of a translated flow reach the backend, and those of its answers the client, first fragment first or
+//! not: semantics §6.
 #![allow(clippy::unwrap_used, reason = "what is unexpected fails the test")]
 
 use std::net::{IpAddr, SocketAddr, UdpSocket};
@@ -9,7 +10,7 @@ use etherparse::{IpFragOffset, IpNumber, Ipv4Header, Ipv6FragmentHeader, Ipv6Hea
 use tests::agent::{Agent, Settings, SocketLb, service_port};
 use tests::lab::Lab;
 use tests::manifests::{Family, Manifests, Service};
-use tests::pod::PodKind;
+use tests::pod::{Pod, PodKind};
 use tests::raw;
 use tests::scene::address_of;
 
@@ -53,6 +54,12 @@ fn fragments(from: SocketAddr, to: SocketAddr, payload: &[u8]) -> Vec<Vec<u8>> {
         .to_vec()
 }
 
+fn bind(pod: &Pod, at: SocketAddr) -> Result<UdpSocket> {
+    let socket = pod.place().netns.run(|| Ok(UdpSocket::bind(at)?))?;
+    socket.set_read_timeout(Some(Duration::from_secs(5)))?;
+    Ok(socket)
+}
+
 fn fragments_arrive(kind: PodKind) -> Result<()> {
     let Some(lab) = Lab::start()? else { return Ok(()) };
     let node = lab.node("a")?;
@@ -65,25 +72,25 @@ fn fragments_arrive(kind: PodKind) -> Result<()> {
 
     let payload: Vec<u8> = (0..1200_u32).map(|i| u8::try_from(i % 251).unwrap()).collect();
     for family in Family::ALL {
-        let server = backend.place().netns.run(|| {
-            let server = UdpSocket::bind(SocketAddr::new(address_of(&backend, family), PORT))?;
-            server.set_read_timeout(Some(Duration::from_secs(5)))?;
-            Ok(server)
-        })?;
+        let at = SocketAddr::new(address_of(&backend, family), PORT);
+        let server = bind(&backend, at)?;
         for (port, backwards) in [(40_000, false), (40_001, true)] {
             let from = SocketAddr::new(address_of(&client, family), port);
             let to = service_port(service.address(family)?);
-            let mut packets = fragments(from, to, &payload);
-            if backwards {
-                packets.reverse();
+            let socket = bind(&client, from)?;
+            for (sender, sent, receiver, seen) in
+                [(&client, (from, to), &server, from), (&backend, (at, from), &socket, to)]
+            {
+                let case = || format!("{sent:?}, the first fragment comes last: {backwards}");
+                let mut packets = fragments(sent.0, sent.1, &payload);
+                if backwards {
+                    packets.reverse();
+                }
+                raw::send(sender.place(), &packets, sent.1.ip())?;
+                let mut received = [0; 2000];
+                let (length, source) = receiver.recv_from(&mut received).with_context(case)?;
+                ensure!(received[..length] == payload[..] && source == seen, "{}: {source}", case());
             }
-            raw::send(client.place(), &packets, to.ip())?;
-            let mut received = [0; 2000];
-            let (length, source) = server
-                .recv_from(&mut received)
-                .with_context(|| format!("{family:?}, the first fragment comes last: {backwards}"))?;
-            ensure!(received[..length] == payload[..]);
-            ensure!(source == from, "{source}");
         }
     }
     Ok(())

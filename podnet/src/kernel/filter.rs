@@ -1,15 +1,22 @@
 //! User space's side of [`podnet_common::filter`].
 
 use std::collections::BTreeMap;
+use std::iter;
 use std::net::IpAddr;
 use std::path::Path;
 
 use podnet_common::abi;
 use podnet_common::filter::{FILTER_WORDS, Place};
+use podnet_common::wire::Endpoint;
 
 use super::error::Error;
 use super::tables::{Table, Tables};
 use crate::changes::{Changes, Snapshot};
+
+/// Where it stands that `endpoint` is a backend.
+const fn of_backend(endpoint: Endpoint) -> [Place; 2] {
+    [Place::of_backend(endpoint), Place::of_backends(endpoint.addr)]
+}
 
 /// The kernel's words, and what they hold.
 pub(super) struct Filter {
@@ -31,7 +38,7 @@ impl Filter {
     /// Makes members of all that is new in `changes`.
     pub(super) fn admit(&mut self, changes: &Changes) -> Result<(), Error> {
         let frontends = changes.frontends.iter().map(|(key, _)| Place::of_frontend(key.endpoint().addr));
-        let backends = changes.backends.iter().map(|(_, backend)| Place::of_backend(backend.endpoint()));
+        let backends = changes.backends.iter().flat_map(|(_, backend)| of_backend(backend.endpoint()));
         // Sockets that were led to a backend go on sending to it when it no longer serves.
         let all = changes.backends.iter().chain(&changes.gone);
         let left = all.filter(|(_, backend)| !backend.serving());
@@ -50,7 +57,7 @@ impl Filter {
         let Snapshot { frontends, backends, .. } = tables.snapshot()?;
         self.admit(&Changes { frontends, backends, ..Changes::default() })?;
         self.set(tables.flows()?.iter().flat_map(|(tuple, _)| {
-            [Place::of_frontend(tuple.destination().addr), Place::of_backend(tuple.source())]
+            iter::once(Place::of_frontend(tuple.destination().addr)).chain(of_backend(tuple.source()))
         }))
     }
 
