@@ -16,7 +16,7 @@ use podnet_common::verdict::{Reason, Verdict};
 use podnet_common::wire::{Endpoint, Family, Protocol};
 use proptest::prelude::*;
 use support::arbitrary::{families, worlds};
-use support::verdicts::{DROPS, REFUSALS};
+use support::verdicts::{REFUSALS, may_drop};
 use support::*;
 
 proptest! {
@@ -42,7 +42,7 @@ proptest! {
                 }
                 Verdict::Drop(reason) => {
                     prop_assert_eq!(&frame, &sent);
-                    prop_assert!(DROPS.contains(&reason), "{:?}", reason);
+                    prop_assert!(may_drop(reason, &sent), "{:?}", reason);
                 }
                 Verdict::Rest | Verdict::Sctp | Verdict::Open | Verdict::Renew | Verdict::Complain => prop_assert!(false, "nobody has decided"),
                 Verdict::Translated(_) | Verdict::Return(_) | Verdict::Forward(..) | Verdict::ShortCut(..) | Verdict::Inject(..) => {

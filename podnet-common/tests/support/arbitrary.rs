@@ -30,7 +30,7 @@ pub(crate) fn families() -> impl Strategy<Value = Family> {
 }
 
 /// Frames as a pod or its peer may send them: plain, with IP options or an extension header, a fragment, of
-/// no IP version, or of a protocol that is not podnet's.
+/// no IP version, of a protocol that is not podnet's, or to a group of machines.
 fn sound(family: Family) -> impl Strategy<Value = Vec<u8>> {
     let flags = prop_oneof![Just(SYN), Just(ACK), 0..64_u8];
     let sizes = prop_oneof![8 => 0..40_usize, 1 => Just(1400)];
@@ -55,6 +55,7 @@ fn sound(family: Family) -> impl Strategy<Value = Vec<u8>> {
             match dress {
                 2 => frame[ETHERNET] ^= 0xf0,
                 3 => frame[ETHERNET + if family == Family::V4 { 9 } else { 6 }] = 47,
+                4 => frame[0] |= 1,
                 _ => {}
             }
             frame
@@ -88,8 +89,14 @@ fn frames_for(family: Family, tables: &HostTables) -> BoxedStrategy<Vec<u8>> {
     known.sort_by_key(|(from, to, protocol)| (*from, *to, protocol.0));
     let flags = prop::sample::select(vec![SYN, ACK, SYN | ACK, FIN | ACK, RST]);
     let sizes = prop_oneof![8 => 0..40_usize, 1 => Just(1400)];
-    let aimed = (prop::sample::select(known), flags, sizes)
-        .prop_map(|((from, to, protocol), flags, size)| frame(from, to, protocol, flags, &vec![7; size]));
+    let to_many = prop_oneof![8 => Just(0), 1 => Just(1)];
+    let aimed = (prop::sample::select(known), flags, sizes, to_many).prop_map(
+        |((from, to, protocol), flags, size, to_many)| {
+            let mut frame = frame(from, to, protocol, flags, &vec![7; size]);
+            frame[0] |= to_many;
+            frame
+        },
+    );
     prop_oneof![2 => aimed, 1 => frames(family)].boxed()
 }
 
