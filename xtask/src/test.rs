@@ -1,6 +1,7 @@
 //! `cargo xtask test`.
 
 use std::collections::BTreeSet;
+use std::ffi::OsString;
 use std::fs;
 use std::path::Path;
 use std::process::Command;
@@ -27,16 +28,16 @@ pub(crate) struct Test {
     /// Through how many histories of Services podnet's decisions are followed in memory.
     #[arg(long, value_name = "NUMBER", default_value_t = 10_000)]
     histories: u32,
-    /// How long each fuzz target runs, by a seed of the moment; if not given, it runs a fixed number of inputs by a
-    /// fixed seed.
+    /// How long each fuzz target runs, instead of by a number of inputs.
     #[arg(long, value_name = "SECONDS")]
     fuzz_seconds: Option<u32>,
     /// How long each comparison with kube-proxy goes on.
     #[arg(long, value_name = "SECONDS", default_value_t = 45)]
     parity_seconds: u32,
-    /// The seed of the first history that podnet and kube-proxy are compared by, if not the usual one.
-    #[arg(long, value_name = "SEED")]
-    parity_seed: Option<u64>,
+    /// The seed of all that is generated. It is the same for every run, so that what fails is what a change has broken;
+    /// another one may find what nobody has looked at.
+    #[arg(long, default_value_t = 1)]
+    seed: u32,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, clap::ValueEnum)]
@@ -98,7 +99,7 @@ impl Test {
         if layers.iter().any(|layer| !matches!(layer, Layer::Unit | Layer::Semantics)) {
             timings.run("setup", || setup(in_cluster))?;
         }
-        let mut environment = Vec::new();
+        let mut environment = vec![("PROPTEST_RNG_SEED", self.seed.to_string().into())];
         if in_kernel {
             timings.run("build: ebpf", build_ebpf)?;
             let podnet = timings.run("build: podnet", || build_podnet(false, false))?;
@@ -109,25 +110,31 @@ impl Test {
             environment.extend(CONTROL_PLANE.variable()?);
             environment.extend(FLANNEL.variable()?);
             environment.push(("PODNET_PARITY_SECONDS", self.parity_seconds.to_string().into()));
-            environment.extend(self.parity_seed.map(|seed| ("PODNET_PARITY_SEED", seed.to_string().into())));
+            environment.push(("PODNET_PARITY_SEED", self.seed.to_string().into()));
         }
         for layer in layers {
             match layer {
                 Layer::Lint => lint(timings)?,
-                Layer::Unit => timings.run("unit", unit)?,
-                Layer::Semantics => timings.run("semantics", || semantics(self.histories))?,
+                Layer::Unit => timings.run("unit", || unit(&environment))?,
+                Layer::Semantics => {
+                    timings.run("semantics", || semantics(&environment, self.histories))?;
+                }
                 Layer::Kernel | Layer::Cluster | Layer::ParityKubeProxy => {
                     let name = layer.to_possible_value().context("every layer has a name")?;
-                    timings.run(name.get_name(), || integration(cargo().envs(environment.clone()), layer))?;
+                    timings.run(name.get_name(), || integration(&environment, layer))?;
                 }
-                Layer::Fuzz => timings.run("fuzz", || fuzz(self.fuzz_seconds))?,
+                Layer::Fuzz => timings.run("fuzz", || fuzz(self.seed, self.fuzz_seconds))?,
             }
         }
         Ok(())
     }
 }
 
-fn unit() -> Result<()> {
+/// What the tests are told by variables of their environment.
+type Environment = [(&'static str, OsString)];
+
+fn unit(environment: &Environment) -> Result<()> {
+    let cargo = || cargo_with(environment);
     run(cargo().args(["test", "-p", "podnet-common", "-p", "podnet", "-p", "xtask"]))?;
     run(cargo().args(["test", "-p", "tests", "--lib"]))
 }
@@ -135,13 +142,20 @@ fn unit() -> Result<()> {
 /// With the code that decides and that makes the packets optimized, and all checks of `dev`: it goes through the
 /// histories many times as fast. What the
 /// other layers have built of others' is used as it is.
-fn semantics(histories: u32) -> Result<()> {
-    let mut cargo = cargo();
+fn semantics(environment: &Environment, histories: u32) -> Result<()> {
+    let mut cargo = cargo_with(environment);
     for package in ["podnet-common", "podnet", "tests", "etherparse", "arrayvec"] {
         cargo.args(["--config", &format!("profile.dev.package.{package}.opt-level=2")]);
     }
     cargo.args(["test", "-p", "tests", "--test", "semantics", "--", "--nocapture"]);
     run(cargo.env("PODNET_HISTORIES", histories.to_string()))
+}
+
+/// Cargo, for tests that are told `environment`.
+fn cargo_with(environment: &Environment) -> Command {
+    let mut cargo = cargo();
+    cargo.envs(environment.iter().map(|(name, value)| (name, value)));
+    cargo
 }
 
 /// The layer that a test file belongs to: of `cluster` and `cluster_*`, but not `clusterip`, that of the control
@@ -157,13 +171,14 @@ fn layer_of(test: &str) -> Layer {
 }
 
 /// Runs the test files of package `tests` that belong to `layer`, one test at a time: they share the kernel.
-fn integration(cargo: &mut Command, layer: Layer) -> Result<()> {
+fn integration(environment: &Environment, layer: Layer) -> Result<()> {
     let mut names = test_files(&workspace::root().join("tests/tests"))?;
     names.retain(|name| layer_of(name) == layer);
     if names.is_empty() {
         eprintln!("there are no such tests");
         return Ok(());
     }
+    let mut cargo = cargo_with(environment);
     cargo.args(["test", "-p", "tests"]);
     for name in &names {
         cargo.args(["--test", name]);
@@ -173,7 +188,7 @@ fn integration(cargo: &mut Command, layer: Layer) -> Result<()> {
         // It says how much has been compared.
         cargo.arg("--nocapture");
     }
-    run(cargo)
+    run(&mut cargo)
 }
 
 /// The names of cargo's integration tests in `folder`, sorted.
@@ -195,9 +210,9 @@ fn test_files(folder: &Path) -> Result<Vec<String>> {
     Ok(names)
 }
 
-/// Runs each fuzz target for `seconds`, starting from `fuzz/seeds` and from what earlier runs found. Without a time,
-/// the same inputs are made from the same start: what fails then, the change at hand has broken.
-fn fuzz(seconds: Option<u32>) -> Result<()> {
+/// Runs each fuzz target for `seconds` or a number of inputs, which it makes by `seed` of those in `fuzz/seeds` and of
+/// what earlier runs found.
+fn fuzz(seed: u32, seconds: Option<u32>) -> Result<()> {
     let root = workspace::root();
     if !root.join("fuzz/Cargo.toml").exists() {
         eprintln!("skipped: there are no fuzz targets");
@@ -223,12 +238,11 @@ fn fuzz(seconds: Option<u32>) -> Result<()> {
         if seeds.exists() {
             fuzz.arg(seeds);
         }
-        fuzz.arg("--");
-        match seconds {
-            Some(seconds) => fuzz.arg(format!("-max_total_time={seconds}")),
-            None => fuzz.args(["-seed=1", "-runs=400000"]),
+        let end = match seconds {
+            Some(seconds) => format!("-max_total_time={seconds}"),
+            None => "-runs=400000".to_owned(),
         };
-        run(&mut fuzz)?;
+        run(fuzz.arg("--").arg(format!("-seed={seed}")).arg(end))?;
     }
     Ok(())
 }
