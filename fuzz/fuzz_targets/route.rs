@@ -15,7 +15,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use libfuzzer_sys::fuzz_target;
 use podnet_common::conntrack::{Flow, State, Time, Tuple, Way};
-use podnet_common::host::{HostTables, WayOut, route_all};
+use podnet_common::host::{HostTables, WayOut, early_all, route_all};
 use podnet_common::packet::parse;
 use podnet_common::route::Hook;
 use podnet_common::service::{
@@ -93,10 +93,22 @@ fuzz_target!(|bytes: &[u8]| {
         return;
     }
 
+    let (mut at_card, mut early_tables) = (sent.to_vec(), tables.clone());
+    let early = early_all(&mut at_card, &mut early_tables);
     let mut frame = sent.to_vec();
     let verdict = route_all(hook, &mut frame, &mut tables);
+    if early == Verdict::Leave {
+        assert_eq!(at_card, sent);
+    } else if hook == Hook::FromNet {
+        assert_eq!((early, &at_card, &early_tables.flows), (verdict, &frame, &tables.flows));
+    }
     match verdict {
-        Verdict::Rest | Verdict::Sctp | Verdict::Open | Verdict::Renew | Verdict::Complain => panic!("nobody has decided"),
+        Verdict::Rest
+        | Verdict::Sctp
+        | Verdict::Open
+        | Verdict::Renew
+        | Verdict::Complain
+        | Verdict::Leave => panic!("nobody has decided"),
         Verdict::Pass(reason) => {
             assert_eq!(frame, sent);
             assert_eq!(tables.flows, flows, "{reason:?}");

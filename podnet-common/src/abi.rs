@@ -10,6 +10,7 @@ use crate::conntrack::{Flow, Timeout, Tuple};
 use crate::route::Hook;
 use crate::service::{Backend, BackendId, Frontend, FrontendKey};
 use crate::socket::{Peer, PeerKey};
+use crate::verdict::{Layer, Reason};
 
 /// Version of the layout of all maps. It names the directory they are pinned in, so that an agent only
 /// ever adopts maps that it can read. To be raised with any change of a type below.
@@ -42,10 +43,18 @@ pub const SOURCES: &str = "SOURCES";
 pub const NETWORKS: &str = "NETWORKS";
 /// [`Program::index`]` -> program`, a program array.
 pub const PROGRAMS: &str = "PROGRAMS";
+/// `0 -> `[`early::open`](crate::early::open), a program array.
+pub const XDP_PROGRAMS: &str = "XDP_PROGRAMS";
 /// `0 -> Limit`, a per-CPU array of one element.
 pub const LIMIT: &str = "LIMIT";
-/// `Reason -> u64`, a per-CPU array of counters.
+/// `interface index -> 1`, a hash: the interfaces whose drivers take frames that XDP programs of others send.
+pub const XDP_INTERFACES: &str = "XDP_INTERFACES";
+/// How many of them there may be.
+pub const XDP_INTERFACE_ENTRIES: u32 = 256;
+/// [`Layer::counter`]` -> u64`, a per-CPU array of counters.
 pub const COUNTERS: &str = "COUNTERS";
+/// How many counters there are.
+pub const COUNTER_ENTRIES: u32 = Layer::COUNT * Reason::COUNT;
 
 /// A program that another one at a hook leaves packets to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -32,6 +32,9 @@ pub struct L4Patch {
 /// All offsets count from the first byte of the Ethernet header. Methods that name bytes outside the
 /// frame return `None` and change nothing.
 pub trait Frame {
+    /// Whether refusals are made of such frames; where not, they are left to who can.
+    const REFUSES: bool = true;
+
     /// Reads a `T` at `offset`.
     fn load<T: FromBytes + Immutable + Copy>(&self, offset: usize) -> Option<T>;
 

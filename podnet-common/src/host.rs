@@ -10,9 +10,10 @@ use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 use crate::affinity::{Affinity, AffinityKey};
 use crate::conntrack::{Flow, State, Time, Timeout, Timeouts, Tuple};
+use crate::early;
 use crate::filter::Place;
 use crate::fragment::{FragmentKey, FragmentPorts};
-use crate::frame::{Frame, L4Patch, patch_field};
+use crate::frame::{Frame, L4Patch, Mac, patch_field};
 use crate::limit::Limit;
 use crate::network::{Network, ServiceNetworks, Source};
 use crate::packet::ETHERNET;
@@ -21,7 +22,7 @@ use crate::service::{
     Backend, BackendFlags, BackendId, Frontend, FrontendKey, FrontendKind, ServiceId, SlotRange,
 };
 use crate::socket::{Known, Peer, PeerKey, Sockets};
-use crate::tables::{InsertError, NoWay, Overwrite, Services, Tables};
+use crate::tables::{InsertError, NextHop, NoWay, Overwrite, Services, Tables};
 use crate::verdict::Verdict;
 use crate::wire::{Addr, Be16, Endpoint, Protocol};
 
@@ -68,6 +69,42 @@ pub fn route_all<F: Frame, T: Tables>(hook: Hook, frame: &mut F, tables: &mut T)
     }
 }
 
+/// A frame in plain memory, as it is met at a network card.
+struct AtCard<'a>(&'a mut Vec<u8>);
+
+impl Frame for AtCard<'_> {
+    const REFUSES: bool = false;
+
+    fn load<T: FromBytes + Immutable + Copy>(&self, offset: usize) -> Option<T> {
+        self.0.load(offset)
+    }
+
+    fn store<T: IntoBytes + Immutable + Copy>(&mut self, offset: usize, value: T) -> Option<()> {
+        self.0.store(offset, value)
+    }
+
+    fn patch_l4(&mut self, patch: &L4Patch) -> Option<()> {
+        self.0.patch_l4(patch)
+    }
+
+    fn longest(&self, headers: usize) -> u16 {
+        self.0.longest(headers)
+    }
+
+    fn resize(&mut self, _len: usize) -> Option<()> {
+        None
+    }
+}
+
+/// What the programs at a network card do with a packet, one after the other.
+pub fn early_all<T: Tables>(frame: &mut Vec<u8>, tables: &mut T) -> Verdict {
+    let mut frame = AtCard(frame);
+    match early::early(&mut frame, tables) {
+        Verdict::Open => early::open(&mut frame, tables),
+        verdict => verdict,
+    }
+}
+
 /// How packets leave the node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct WayOut {
@@ -109,6 +146,8 @@ pub struct HostTables {
     pub ways_out: Vec<WayOut>,
     /// How long packets that leave the node may be.
     pub mtu: u16,
+    /// The addresses of the frames in which they leave it, destination and source, if podnet is to write them.
+    pub next_hop: Option<[Mac; 2]>,
     /// How many refusals were sent, and how many fragments have begun to wait.
     pub limit: Limit,
     /// Whether packets may go past the node's stack.
@@ -143,6 +182,7 @@ impl Default for HostTables {
             interface: 1,
             ways_out: Vec::new(),
             mtu: u16::MAX,
+            next_hop: None,
             limit: Limit::default(),
             short_cuts: false,
             timeouts: Vec::new(),
@@ -323,10 +363,11 @@ impl Tables for HostTables {
         self.interface
     }
 
-    fn way_out(&self, to: &Tuple, length: u16) -> Result<u32, NoWay> {
+    fn way_out(&self, to: &Tuple, length: u16) -> Result<NextHop, NoWay> {
         match self.route(to) {
             Some(_) if length > self.mtu => Err(NoWay::Mtu(self.mtu)),
-            out => out.map(|out| out.interface).ok_or(NoWay::Unreachable),
+            Some(out) => Ok(NextHop { interface: out.interface, addresses: self.next_hop }),
+            None => Err(NoWay::Unreachable),
         }
     }
 

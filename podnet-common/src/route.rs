@@ -375,7 +375,12 @@ fn icmp_error<F: Frame, T: Tables>(hook: Hook, frame: &mut F, tables: &mut T) ->
 
 /// Opens a flow for a packet, if it is to a Service.
 #[inline(always)]
-fn enter<F: Frame, T: Tables>(frame: &mut F, tables: &mut T, packet: &Packet, mut sender: Sender) -> Verdict {
+pub(crate) fn enter<F: Frame, T: Tables>(
+    frame: &mut F,
+    tables: &mut T,
+    packet: &Packet,
+    mut sender: Sender,
+) -> Verdict {
     let (destination, protocol) = (packet.tuple.destination(), packet.tuple.protocol());
     let stale =
         tables.flow(&packet.tuple).map(|flow| (flow.state, flow.alive(protocol, tables.now(), tables)));
@@ -443,7 +448,7 @@ fn left_behind<T: Tables>(tables: &T, destination: Endpoint, protocol: Protocol)
 
 /// Translates a packet of a living flow; `None` if the entry does not hold for it.
 #[inline(always)]
-fn follow<const SCTP: bool, F: Frame, T: Tables>(
+pub(crate) fn follow<const SCTP: bool, F: Frame, T: Tables>(
     frame: &mut F,
     tables: &mut T,
     packet: &Packet,
@@ -476,7 +481,7 @@ fn follow<const SCTP: bool, F: Frame, T: Tables>(
 
 /// Whether it is time to note that a flow lives, for a datagram of its client's.
 #[inline(always)]
-fn is_due(packet: &Packet, flow: &Flow, now: Time) -> bool {
+pub(crate) fn is_due(packet: &Packet, flow: &Flow, now: Time) -> bool {
     matches!(packet.tuple.protocol(), Protocol::UDP)
         && flow.state.direction() == Direction::Forward
         && now.since(flow.seen) >= REFRESH
@@ -484,7 +489,7 @@ fn is_due(packet: &Packet, flow: &Flow, now: Time) -> bool {
 
 /// Whether a packet may as well go to another backend than the ones of its flow before it.
 #[inline(always)]
-const fn movable(packet: &Packet) -> bool {
+pub(crate) const fn movable(packet: &Packet) -> bool {
     matches!(packet.tuple.protocol(), Protocol::UDP) || packet.flags.opens()
 }
 
@@ -576,6 +581,9 @@ fn refuse<F: Frame, T: Tables>(
     way: Way,
     reason: Reason,
 ) -> Verdict {
+    if !F::REFUSES {
+        return Verdict::Leave;
+    }
     if !tables.may_refuse() {
         return Verdict::Drop(Reason::TooManyRefusals);
     }
@@ -645,11 +653,14 @@ fn send_on<F: Frame, T: Tables>(
                 Some(packet) => packet::headers(frame, packet).ok_or(Reason::Truncated)?,
                 None => ETHERNET,
             };
-            let interface = tables.way_out(to, frame.longest(headers)).map_err(NoWay::reason)?;
+            let next = tables.way_out(to, frame.longest(headers)).map_err(NoWay::reason)?;
             if flow.way == Way::MASQUERADE {
                 nat::hop(frame, family).ok_or(Reason::Expired)?;
             }
-            Ok(Verdict::Forward(interface, reason))
+            if let Some(addresses) = next.addresses {
+                frame.store(0, addresses).ok_or(Reason::Truncated)?;
+            }
+            Ok(Verdict::Forward(next.interface, reason))
         }
         _ => Ok(Verdict::Translated(reason)),
     }

@@ -4,6 +4,7 @@ use crate::affinity::{Affinity, AffinityKey};
 use crate::conntrack::{Flow, State, Time, Timeouts, Tuple};
 use crate::filter::Place;
 use crate::fragment::{FragmentKey, FragmentPorts};
+use crate::frame::Mac;
 use crate::service::{Backend, BackendFlags, BackendId, BackendRef, Frontend, FrontendKey, ServiceId};
 use crate::socket::Peer;
 use crate::verdict::Reason;
@@ -25,6 +26,15 @@ pub enum Overwrite {
     No,
     /// The new entry takes its place.
     Yes,
+}
+
+/// Where a packet goes that leaves this node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NextHop {
+    /// By which interface.
+    pub interface: u32,
+    /// The addresses that its frame gets, destination and source, where nobody after podnet sees to that.
+    pub addresses: Option<[Mac; 2]>,
 }
 
 /// Why a packet cannot leave this node.
@@ -98,12 +108,12 @@ pub trait Tables: Services + Timeouts {
     fn admits(&self, service: ServiceId, source: Addr) -> bool;
     /// The interface at which the packet at hand is met.
     fn interface(&self) -> u32;
-    /// The interface by which the packet at hand goes on if it is to go to `to`'s destination and is `length` bytes
-    /// long without its Ethernet header.
+    /// Where the packet at hand goes next if it is to go to `to`'s destination and is `length` bytes long without its
+    /// Ethernet header.
     ///
     /// # Errors
     /// [`NoWay`] if it cannot.
-    fn way_out(&self, to: &Tuple, length: u16) -> Result<u32, NoWay>;
+    fn way_out(&self, to: &Tuple, length: u16) -> Result<NextHop, NoWay>;
     /// This node's own address on that way; `None` also where the kernel does not tell (before Linux 6.7).
     fn own_address(&self, to: &Tuple) -> Option<Addr>;
     /// What is remembered of the first fragment of a packet.

@@ -13,6 +13,8 @@ pub enum Verdict {
     Renew,
     /// Not decided yet: [`route::complain`](crate::route::complain) does.
     Complain,
+    /// Not decided here: as it is into the node's stack, where [`route::route`](crate::route::route) does.
+    Leave,
     /// On its way, untouched.
     Pass(Reason),
     /// On its way, translated.
@@ -33,7 +35,9 @@ impl Verdict {
     /// Why.
     pub const fn reason(self) -> Reason {
         match self {
-            Self::Rest | Self::Sctp | Self::Open | Self::Renew | Self::Complain => Reason::NotService,
+            Self::Rest | Self::Sctp | Self::Open | Self::Renew | Self::Complain | Self::Leave => {
+                Reason::NotService
+            }
             Self::Pass(reason)
             | Self::Translated(reason)
             | Self::Return(reason)
@@ -45,9 +49,41 @@ impl Verdict {
     }
 }
 
+/// Where a verdict was given.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[repr(u32)]
+pub enum Layer {
+    /// In the node's stack: where packets enter and leave it, and at sockets.
+    Stack,
+    /// At a network card, by XDP.
+    Xdp,
+}
+
+impl Layer {
+    /// Both.
+    pub const ALL: [Self; 2] = [Self::Stack, Self::Xdp];
+
+    /// How many they are.
+    pub const COUNT: u32 = 2;
+
+    /// The name in metrics.
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::Stack => "stack",
+            Self::Xdp => "xdp",
+        }
+    }
+
+    /// Where in the kernel's counter table it is counted how often `reason` was given here.
+    #[inline(always)]
+    pub const fn counter(self, reason: Reason) -> u32 {
+        self as u32 * Reason::COUNT + reason as u32
+    }
+}
+
 macro_rules! reasons {
     ($($(#[doc = $doc:literal])+ $name:ident = $label:literal,)+) => {
-        /// Why a verdict was given. The one list of counters: a variant's number is its index in the
+        /// Why a verdict was given. The one list of counters: a variant's number is its place in the
         /// kernel's counter table, its label names it in metrics, and its text in `podnet status`.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
         #[repr(u32)]
@@ -58,6 +94,10 @@ macro_rules! reasons {
         impl Reason {
             /// All of them, in the order of their numbers.
             pub const ALL: &[Self] = &[$(Self::$name,)+];
+
+            /// How many there are.
+            #[expect(clippy::cast_possible_truncation, reason = "a few dozen")]
+            pub const COUNT: u32 = Self::ALL.len() as u32;
 
             /// The name in metrics.
             pub const fn label(self) -> &'static str {

@@ -10,7 +10,7 @@ use podnet_common::host::HostTables;
 
 use podnet_common::service::{Backend, BackendFlags, BackendId, Frontend, FrontendKey, ServiceId};
 use podnet_common::socket::Peer;
-use podnet_common::tables::{InsertError, NoWay, Overwrite, Services, Tables};
+use podnet_common::tables::{InsertError, NextHop, NoWay, Overwrite, Services, Tables};
 use podnet_common::verdict::{Reason, Verdict};
 use podnet_common::wire::{Addr, Endpoint, Family, Protocol};
 use support::*;
@@ -668,7 +668,7 @@ impl Tables for Raced {
     fn interface(&self) -> u32 {
         self.tables.interface()
     }
-    fn way_out(&self, to: &Tuple, length: u16) -> Result<u32, NoWay> {
+    fn way_out(&self, to: &Tuple, length: u16) -> Result<NextHop, NoWay> {
         self.tables.way_out(to, length)
     }
 

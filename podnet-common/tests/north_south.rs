@@ -3,8 +3,8 @@
 
 mod support;
 
-use podnet_common::conntrack::{Time, Tuple};
-use podnet_common::host::{HostTables, WayOut, route_all};
+use podnet_common::conntrack::{Time, Tuple, Way};
+use podnet_common::host::{HostTables, WayOut, early_all, route_all};
 use podnet_common::icmp;
 use podnet_common::network::{Network, ServiceNetworks, Source};
 use podnet_common::origin::MASQUERADE_PORTS;
@@ -158,6 +158,85 @@ fn a_remote_backend_sees_this_node_and_answers_through_it() {
         assert_eq!(from_net(&mut more, &mut cast.tables), Verdict::Forward(UPLINK, Reason::Established));
         let seen = read(&more).unwrap();
         assert_eq!((seen.from(), seen.to()), (source, cast.backends[REMOTE]));
+    }
+}
+
+/// What becomes of a frame at a network card, as which it must have been left if that is nothing.
+fn at_the_card(frame: &mut Vec<u8>, tables: &mut HostTables) -> Verdict {
+    let sent = frame.clone();
+    let verdict = early_all(frame, tables);
+    assert!(verdict != Verdict::Leave || *frame == sent);
+    verdict
+}
+
+#[test]
+fn a_network_card_serves_clients_outside() {
+    const HOP: [[u8; 6]; 2] = [[2, 0, 0, 0, 0, 0x99], [2, 0, 0, 0, 0, 0x98]];
+    for mut cast in casts() {
+        cast.tables.next_hop = Some(HOP);
+        cast.draw(LOCAL);
+        let mut first = opening(cast.client, cast.node, cast.protocol);
+        assert_eq!(at_the_card(&mut first, &mut cast.tables), Verdict::Translated(Reason::NewFlow));
+        assert_eq!(read(&first).unwrap().to(), cast.backends[LOCAL]);
+        let mut more = data(cast.client, cast.node, cast.protocol);
+        let macs = more[..12].to_vec();
+        assert_eq!(at_the_card(&mut more, &mut cast.tables), Verdict::Translated(Reason::Established));
+        let seen = read(&more).unwrap();
+        assert_eq!((seen.from(), seen.to(), &more[..12]), (cast.client, cast.backends[LOCAL], &macs[..]));
+
+        cast.tables.flows.clear();
+        cast.draw(REMOTE);
+        let mut first = opening(cast.client, cast.node, cast.protocol);
+        assert_eq!(at_the_card(&mut first, &mut cast.tables), Verdict::Forward(UPLINK, Reason::NewFlow));
+        let source = read(&first).unwrap().from();
+        let mut more = data(cast.client, cast.node, cast.protocol);
+        assert_eq!(at_the_card(&mut more, &mut cast.tables), Verdict::Forward(UPLINK, Reason::Established));
+        let seen = read(&more).unwrap();
+        assert_eq!(
+            (seen.from(), seen.to(), &more[..12]),
+            (source, cast.backends[REMOTE], HOP.as_flattened())
+        );
+        let mut answer = frame(cast.backends[REMOTE], source, cast.protocol, SYN | ACK, b"");
+        assert_eq!(at_the_card(&mut answer, &mut cast.tables), Verdict::Forward(UPLINK, Reason::Reply));
+        let seen = read(&answer).unwrap();
+        assert_eq!((seen.from(), seen.to(), &answer[..12]), (cast.node, cast.client, HOP.as_flattened()));
+    }
+}
+
+/// Whatever the card's program cannot finish.
+#[test]
+fn a_network_card_leaves_the_rest_to_the_stack() {
+    for mut cast in casts() {
+        let (_, seen) = cast.open(REMOTE);
+        let mut more = data(cast.client, cast.node, cast.protocol);
+        let mut refused = opening(cast.client, cast.node, cast.protocol);
+        let mut tables = cast.tables.clone();
+        tables.flows.clear();
+        tables.frontends.values_mut().for_each(|frontend| frontend.outside = SlotRange::default());
+        assert_eq!(at_the_card(&mut refused, &mut tables), Verdict::Leave, "there are no endpoints");
+        for (case, change) in [
+            ("too large for the way", (|tables| tables.mtu = 40) as fn(&mut HostTables)),
+            ("no known way", |tables| tables.ways_out.clear()),
+        ] {
+            let mut tables = cast.tables.clone();
+            change(&mut tables);
+            assert_eq!(at_the_card(&mut more, &mut tables), Verdict::Leave, "{case}");
+        }
+        let mut to_node = data(cast.backends[REMOTE], seen.from(), cast.protocol);
+        for flow in cast.tables.flows.values_mut() {
+            flow.way = Way::NODE;
+        }
+        assert_eq!(at_the_card(&mut to_node, &mut cast.tables), Verdict::Leave, "for the node itself");
+        if cast.protocol == Protocol::UDP {
+            cast.tables.flows.clear();
+            cast.open(LOCAL);
+            cast.tables.wait(2);
+            assert_eq!(
+                at_the_card(&mut more, &mut cast.tables),
+                Verdict::Leave,
+                "its frontend is to be asked"
+            );
+        }
     }
 }
 

@@ -6,7 +6,7 @@ mod support;
 use std::collections::HashMap;
 
 use podnet_common::conntrack::{Time, Tuple};
-use podnet_common::host::{HostTables, WayOut, route_all};
+use podnet_common::host::{HostTables, WayOut, early_all, route_all};
 use podnet_common::packet;
 
 use podnet_common::route::Hook;
@@ -44,7 +44,7 @@ proptest! {
                     prop_assert_eq!(&frame, &sent);
                     prop_assert!(may_drop(reason, &sent), "{:?}", reason);
                 }
-                Verdict::Rest | Verdict::Sctp | Verdict::Open | Verdict::Renew | Verdict::Complain => prop_assert!(false, "nobody has decided"),
+                Verdict::Rest | Verdict::Sctp | Verdict::Open | Verdict::Renew | Verdict::Complain | Verdict::Leave => prop_assert!(false, "nobody has decided"),
                 Verdict::Translated(_) | Verdict::Return(_) | Verdict::Forward(..) | Verdict::ShortCut(..) | Verdict::Inject(..) => {
                     if read(&sent).is_ok() {
                         prop_assert!(read(&frame).is_ok(), "{verdict:?}: {:?}", read(&frame));
@@ -64,6 +64,33 @@ proptest! {
             }
             prop_assert!(tables.flows.len() <= flows.len() + 2);
             prop_assert!(tables.flows.len() <= tables.flow_capacity.max(flows.len()));
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(cases(1500))]
+
+    /// What is decided at a network card is decided as behind it; what is left there is as it was.
+    #[test]
+    fn a_frame_is_treated_at_the_card_as_behind_it((mut tables, frames) in worlds(1..4), route: bool) {
+        if route {
+            let out = |family| WayOut { interface: 3, source: service(family, 200, 0).addr };
+            tables.ways_out = FAMILIES.map(out).to_vec();
+            tables.mtu = 70;
+        }
+        for sent in frames {
+            let (mut at_card, mut early_tables) = (sent.clone(), tables.clone());
+            let early = early_all(&mut at_card, &mut early_tables);
+            let mut behind = sent.clone();
+            let verdict = route_all(Hook::FromNet, &mut behind, &mut tables);
+            if early == Verdict::Leave {
+                prop_assert_eq!(&at_card, &sent);
+            } else {
+                prop_assert_eq!(early, verdict);
+                prop_assert_eq!(&at_card, &behind);
+                prop_assert_eq!(&early_tables.flows, &tables.flows);
+            }
         }
     }
 }
@@ -343,7 +370,8 @@ impl Model {
             | Verdict::Sctp
             | Verdict::Open
             | Verdict::Renew
-            | Verdict::Complain => {
+            | Verdict::Complain
+            | Verdict::Leave => {
                 return Err(TestCaseError::fail(format!("{verdict:?}")));
             }
         }

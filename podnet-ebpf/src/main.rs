@@ -5,24 +5,28 @@
 #![no_std]
 #![no_main]
 
+mod door;
 mod fib;
 mod frame;
 mod maps;
 mod report;
 mod socket;
 mod tables;
+mod xdp;
 
-use aya_ebpf::bindings::{BPF_F_INGRESS, TC_ACT_SHOT, TC_ACT_UNSPEC};
+use aya_ebpf::bindings::{BPF_F_INGRESS, TC_ACT_SHOT, TC_ACT_UNSPEC, xdp_action};
 use aya_ebpf::helpers::generated::{bpf_redirect, bpf_redirect_neigh, bpf_redirect_peer};
-use aya_ebpf::macros::{cgroup_sock_addr, classifier};
-use aya_ebpf::programs::{SockAddrContext, TcContext};
+use aya_ebpf::macros::{cgroup_sock_addr, classifier, xdp};
+use aya_ebpf::programs::{SockAddrContext, TcContext, XdpContext};
 use podnet_common::abi::Program;
+use podnet_common::early;
 use podnet_common::route::{self, Hook};
-use podnet_common::verdict::Verdict;
+use podnet_common::verdict::{Layer, Verdict};
 
 use crate::frame::Skb;
-use crate::maps::PROGRAMS;
+use crate::maps::{PROGRAMS, XDP_PROGRAMS};
 use crate::tables::KernelTables;
+use crate::xdp::{Card, XdpFrame};
 
 /// Runs at the ingress of interfaces that face pods: what pods send.
 #[classifier]
@@ -240,7 +244,7 @@ fn go_on(ctx: &TcContext, hook: Hook, verdict: Verdict) -> i32 {
 /// Carries out a verdict. "Unspecified" lets programs after this one, those of the CNI's, have their say.
 #[inline(always)]
 fn finish(ctx: &TcContext, verdict: Verdict) -> i32 {
-    report::count(verdict.reason());
+    report::count(Layer::Stack, verdict.reason());
     match verdict {
         Verdict::Pass(_)
         | Verdict::Translated(_)
@@ -248,7 +252,8 @@ fn finish(ctx: &TcContext, verdict: Verdict) -> i32 {
         | Verdict::Sctp
         | Verdict::Open
         | Verdict::Renew
-        | Verdict::Complain => TC_ACT_UNSPEC,
+        | Verdict::Complain
+        | Verdict::Leave => TC_ACT_UNSPEC,
         Verdict::Drop(_) => TC_ACT_SHOT,
         // SAFETY: `skb` is the context of this program, and `ifindex` one of its fields; the helper only
         // notes where the packet goes.
@@ -263,6 +268,66 @@ fn finish(ctx: &TcContext, verdict: Verdict) -> i32 {
         // SAFETY: as above.
         Verdict::Inject(interface, _) => unsafe { bpf_redirect(interface, u64::from(BPF_F_INGRESS)) as i32 },
     }
+}
+
+/// Runs before `from_net`, in the drivers of network cards: what other machines send to this node.
+#[xdp(frags)]
+pub fn from_net_xdp(ctx: XdpContext) -> u32 {
+    early(&ctx)
+}
+
+/// Runs after `from_net_xdp` for packets that may open a flow.
+#[xdp(frags)]
+pub fn from_net_xdp_open(ctx: XdpContext) -> u32 {
+    early_open(&ctx)
+}
+
+/// Does what `from_net_xdp` does, behind the drivers. A program for frames in pieces must not be there: Linux 6.18 makes
+/// another skb for one, which does not know how long its Ethernet header is, and hands it to `from_net` without that.
+#[xdp]
+pub fn from_net_xdp_generic(ctx: XdpContext) -> u32 {
+    early(&ctx)
+}
+
+/// Runs after `from_net_xdp_generic` likewise.
+#[xdp]
+pub fn from_net_xdp_generic_open(ctx: XdpContext) -> u32 {
+    early_open(&ctx)
+}
+
+#[inline(always)]
+fn early(ctx: &XdpContext) -> u32 {
+    let card = Card::new(ctx);
+    match early::early(&mut XdpFrame(ctx), &mut KernelTables(&card)) {
+        Verdict::Open => {
+            // SAFETY: nothing here is to be dropped. A call that comes back has found no program; the packet goes on.
+            unsafe { XDP_PROGRAMS.tail_call(ctx, 0) };
+            xdp_action::XDP_PASS
+        }
+        verdict => finish_early(&card, verdict),
+    }
+}
+
+#[inline(always)]
+fn early_open(ctx: &XdpContext) -> u32 {
+    let card = Card::new(ctx);
+    finish_early(&card, early::open(&mut XdpFrame(ctx), &mut KernelTables(&card)))
+}
+
+/// Carries out a verdict at a network card.
+#[inline(always)]
+fn finish_early(card: &Card<'_>, verdict: Verdict) -> u32 {
+    let action = match verdict {
+        Verdict::Translated(_) => xdp_action::XDP_PASS,
+        Verdict::Forward(interface, _) if interface == card.interface => xdp_action::XDP_TX,
+        // SAFETY: the helper only notes where the frame goes.
+        Verdict::Forward(interface, _) => unsafe { bpf_redirect(interface, 0) as u32 },
+        Verdict::Drop(_) => xdp_action::XDP_DROP,
+        // It is counted where it is decided.
+        _ => return xdp_action::XDP_PASS,
+    };
+    report::count(Layer::Xdp, verdict.reason());
+    action
 }
 
 /// `connect()` of IPv4 sockets.

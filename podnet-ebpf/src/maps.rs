@@ -6,7 +6,7 @@ use aya_ebpf::Global;
 use aya_ebpf::bindings::BPF_F_NO_PREALLOC;
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, ProgramArray};
-use podnet_common::abi::{FRAGMENT_ENTRIES, Program, ServiceName};
+use podnet_common::abi::{COUNTER_ENTRIES, FRAGMENT_ENTRIES, Program, ServiceName, XDP_INTERFACE_ENTRIES};
 use podnet_common::affinity::{Affinity, AffinityKey};
 use podnet_common::conntrack::{Flow, Timeout, Tuple};
 use podnet_common::filter::FILTER_WORDS;
@@ -15,7 +15,6 @@ use podnet_common::limit::Limit;
 use podnet_common::network::{ServiceNetworks, Source};
 use podnet_common::service::{Backend, BackendId, Frontend, FrontendKey, ServiceId};
 use podnet_common::socket::{Peer, PeerKey};
-use podnet_common::verdict::Reason;
 
 /// Without preallocation: a cluster uses a fraction of the size, and removed entries are not handed to
 /// another key while a packet may still read them.
@@ -54,12 +53,16 @@ pub(crate) static NETWORKS: Array<ServiceNetworks> = Array::pinned(1, 0);
 #[map]
 pub(crate) static PROGRAMS: ProgramArray = ProgramArray::pinned(Program::COUNT, 0);
 
+/// The program that the one at network cards leaves packets to.
+#[map]
+pub(crate) static XDP_PROGRAMS: ProgramArray = ProgramArray::pinned(1, 0);
+
 /// For `podnet services`; no program reads it.
 #[map]
 pub(crate) static NAMES: HashMap<ServiceId, ServiceName> = HashMap::pinned(1, BPF_F_NO_PREALLOC);
 
 #[map]
-pub(crate) static COUNTERS: PerCpuArray<u64> = PerCpuArray::pinned(Reason::ALL.len() as u32, 0);
+pub(crate) static COUNTERS: PerCpuArray<u64> = PerCpuArray::pinned(COUNTER_ENTRIES, 0);
 
 /// Whether packets of established flows between pods of this node go past its stack; 0: no.
 #[unsafe(no_mangle)]
@@ -88,6 +91,10 @@ pub(crate) static UDP_STREAM_TIMEOUT: Global<u32> = Global::new(Timeout::UdpStre
 
 #[map]
 pub(crate) static LIMIT: PerCpuArray<Limit> = PerCpuArray::pinned(1, 0);
+
+#[map]
+pub(crate) static XDP_INTERFACES: HashMap<u32, u32> =
+    HashMap::pinned(XDP_INTERFACE_ENTRIES, BPF_F_NO_PREALLOC);
 
 /// The cookie of the node's own network namespace.
 #[unsafe(no_mangle)]

@@ -5,6 +5,7 @@ use aya_ebpf::bindings::bpf_sock_addr;
 use aya_ebpf::helpers::generated::{bpf_get_netns_cookie, bpf_get_socket_cookie, bpf_set_retval};
 use aya_ebpf::programs::SockAddrContext;
 use podnet_common::socket::{self, Caller, Verdict};
+use podnet_common::verdict::Layer;
 use podnet_common::wire::{Addr, Be16, Be32, Endpoint, Protocol};
 
 use crate::maps::{NODE_NETNS, SOCKET_NETNS};
@@ -174,7 +175,7 @@ pub(crate) fn peer_name<C: Call>(call: &C) -> i32 {
 #[inline(always)]
 fn rename<C: Call>(call: &C, verdict: Verdict) -> i32 {
     if let Verdict::Lead(endpoint, reason) = verdict {
-        report::count(reason);
+        report::count(Layer::Stack, reason);
         call.lead_to(endpoint);
     }
     ALLOW
@@ -185,12 +186,12 @@ fn finish<C: Call>(call: &C, verdict: Verdict) -> i32 {
     match verdict {
         Verdict::Pass => ALLOW,
         Verdict::Lead(endpoint, reason) => {
-            report::count(reason);
+            report::count(Layer::Stack, reason);
             call.lead_to(endpoint);
             ALLOW
         }
         Verdict::Refuse(reason) => {
-            report::count(reason);
+            report::count(Layer::Stack, reason);
             // SAFETY: a helper that notes what the system call returns; without it that were EPERM.
             unsafe { bpf_set_retval(-ECONNREFUSED) };
             DENY

@@ -1,19 +1,19 @@
 //! The door to the maps.
 
-use aya_ebpf::EbpfContext as _;
 use aya_ebpf::bindings::{BPF_ANY, BPF_NOEXIST};
-use aya_ebpf::helpers::generated::{bpf_get_prandom_u32, bpf_get_socket_cookie, bpf_ktime_get_coarse_ns};
+use aya_ebpf::helpers::generated::{bpf_get_prandom_u32, bpf_ktime_get_coarse_ns};
 use aya_ebpf::maps::lpm_trie::Key;
-use aya_ebpf::programs::{SockAddrContext, TcContext};
+use aya_ebpf::programs::SockAddrContext;
 use podnet_common::affinity::{Affinity, AffinityKey};
 use podnet_common::conntrack::{Flow, State, Time, Timeout, Timeouts, Tuple};
 use podnet_common::fragment::{FragmentKey, FragmentPorts};
 use podnet_common::network::Source;
 use podnet_common::service::{Backend, BackendId, Frontend, FrontendKey, ServiceId};
 use podnet_common::socket::{Known, Peer, PeerKey, Sockets};
-use podnet_common::tables::{InsertError, NoWay, Overwrite, Services, Tables};
+use podnet_common::tables::{InsertError, NextHop, NoWay, Overwrite, Services, Tables};
 use podnet_common::wire::{Addr, Endpoint, Protocol};
 
+use crate::door::Door;
 use crate::fib;
 use crate::maps::{
     AFFINITY, BACKENDS, FILTER, FLOWS, FRAGMENTS, FRONTENDS, LIMIT, NETWORKS, PEERS, SHORT_CUTS, SLOTS,
@@ -67,7 +67,7 @@ impl<C> Services for KernelTables<'_, C> {
     }
 }
 
-impl Timeouts for KernelTables<'_, TcContext> {
+impl<C: Door> Timeouts for KernelTables<'_, C> {
     #[inline(always)]
     fn timeout(&self, which: Timeout) -> u32 {
         match which {
@@ -79,7 +79,7 @@ impl Timeouts for KernelTables<'_, TcContext> {
     }
 }
 
-impl Tables for KernelTables<'_, TcContext> {
+impl<C: Door> Tables for KernelTables<'_, C> {
     #[inline(always)]
     fn in_service_network(&self, addr: Addr) -> bool {
         NETWORKS.get(0).is_some_and(|networks| networks.contain(addr))
@@ -92,12 +92,11 @@ impl Tables for KernelTables<'_, TcContext> {
 
     #[inline(always)]
     fn interface(&self) -> u32 {
-        // SAFETY: a field of the context.
-        unsafe { (*self.0.skb.skb).ifindex }
+        self.0.interface()
     }
 
     #[inline(always)]
-    fn way_out(&self, to: &Tuple, length: u16) -> Result<u32, NoWay> {
+    fn way_out(&self, to: &Tuple, length: u16) -> Result<NextHop, NoWay> {
         fib::way_out(self.0, to, length)
     }
 
@@ -136,10 +135,9 @@ impl Tables for KernelTables<'_, TcContext> {
 
     #[inline(always)]
     fn led(&self, destination: Endpoint, protocol: Protocol) -> Option<Peer> {
-        // SAFETY: a helper on this program's own context; 0 if no socket of this machine sends the packet.
-        let cookie = unsafe { bpf_get_socket_cookie(self.0.as_ptr()) };
+        let key = PeerKey::new(self.0.cookie(), Known::Backend, destination, protocol);
         // SAFETY: copied at once.
-        unsafe { PEERS.get(PeerKey::new(cookie, Known::Backend, destination, protocol)).copied() }
+        unsafe { PEERS.get(key).copied() }
     }
 
     #[inline(always)]

@@ -27,8 +27,8 @@ use crate::config::{NodePorts, OomScoreAdj};
 use crate::error::Error;
 use crate::events::Events;
 use crate::health::{Health, Moment};
-use crate::interfaces::{Action, Facing, Interfaces, News, Patterns, PodInterfaces};
-use crate::kernel::{self, Dataplane, Side};
+use crate::interfaces::{Action, Facing, Interfaces, Link, News, Patterns, PodInterfaces};
+use crate::kernel::{self, Dataplane, Side, XdpTarget};
 use crate::metrics::Metrics;
 use crate::output;
 use crate::plan::{Plan, Planner, Table};
@@ -52,6 +52,8 @@ pub struct Settings {
     pub pod_interfaces: PodInterfaces,
     /// Which others face other machines.
     pub node_interfaces: Patterns,
+    /// Which of those are network cards.
+    pub xdp_interfaces: Patterns,
     /// How this node serves what the cluster wants.
     pub proxy: ProxySettings,
     /// Where NodePorts are served.
@@ -219,6 +221,7 @@ struct Agent {
     planner: Planner,
     dataplane: Dataplane,
     facing: Facing,
+    xdp_interfaces: Patterns,
     pending: Pending,
     metrics: Arc<Metrics>,
     progress: Progress,
@@ -268,6 +271,7 @@ impl Agent {
             planner,
             dataplane,
             facing,
+            xdp_interfaces: settings.xdp_interfaces.clone(),
             pending: Pending::default(),
             progress: Progress::new(health.clone(), metrics.clone(), Timestamp::now()),
             metrics,
@@ -492,6 +496,7 @@ impl Agent {
                         Ok(()) => {
                             self.facing.attached(side, link.index);
                             debug!(interface = link.name, "attached");
+                            self.attach_xdp(side, &link);
                         }
                         Err(error) => {
                             let interface = link.name.clone();
@@ -520,6 +525,30 @@ impl Agent {
         }
         let count = self.facing.count(Side::Pod) + self.facing.count(Side::Net);
         self.metrics.interfaces.set(i64::try_from(count).unwrap_or(i64::MAX));
+    }
+
+    /// Has packets met at a network card, if they are to be: else, or if that is not to be had, they are met behind it
+    /// all the same.
+    fn attach_xdp(&mut self, side: Side, link: &Link) {
+        let interface = link.name.as_str();
+        if side != Side::Net || !self.xdp_interfaces.matches(interface) {
+            if let Err(error) = self.dataplane.detach_xdp(link.index) {
+                warn!(%error, interface, "a network card could not be detached from");
+            }
+            return;
+        }
+        let target = XdpTarget { index: link.index, name: interface, veth: link.veth, there: link.xdp };
+        match self.dataplane.attach_xdp(&target) {
+            Ok(Some(driven)) => {
+                info!(interface, mode = driven.label(), "packets are met at the network card")
+            }
+            Ok(None) => {}
+            Err(error) => warn!(
+                %error,
+                interface,
+                "packets are not met at this network card, but behind it; --xdp says where they are to be"
+            ),
+        }
     }
 }
 

@@ -9,7 +9,7 @@ use std::str::FromStr;
 use futures::TryStreamExt;
 use rtnetlink::MulticastGroup;
 use rtnetlink::packet_route::link::{
-    InfoKind, InfoPortKind, LinkAttribute, LinkFlags, LinkInfo, LinkLayerType, LinkMessage,
+    InfoKind, InfoPortKind, LinkAttribute, LinkFlags, LinkInfo, LinkLayerType, LinkMessage, LinkXdp,
 };
 use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage};
 
@@ -33,6 +33,10 @@ impl Patterns {
 
     /// All that do not face pods: uplinks, bonds of them, and tunnels between nodes.
     pub const NODES: &str = "*";
+
+    /// What network cards, and bonds of them, are called by the kernel, by systemd (systemd.net-naming-scheme(7)) and
+    /// by administrators.
+    pub const CARDS: &str = "eth*,en*,ib*,bond*";
 
     /// Whether one of the patterns matches.
     pub fn matches(&self, name: &str) -> bool {
@@ -89,6 +93,10 @@ pub struct Link {
     pub indirect: bool,
     /// The index of the interface that it is a port or a member of.
     pub master: Option<u32>,
+    /// Whether it is one end of a virtual cable.
+    pub veth: bool,
+    /// The id of the XDP program that it has.
+    pub xdp: Option<u32>,
 }
 
 impl Link {
@@ -363,14 +371,23 @@ fn link(message: &LinkMessage) -> Option<Link> {
         LinkAttribute::LinkInfo(infos) => Some(infos),
         _ => None,
     });
-    let indirect = infos.flatten().any(|info| {
+    let infos = || infos.clone().flatten();
+    let indirect = infos().any(|info| {
         matches!(
             info,
             LinkInfo::Kind(InfoKind::Bridge | InfoKind::Dummy | InfoKind::Ifb)
                 | LinkInfo::PortKind(InfoPortKind::Bond)
         )
     });
-    Some(Link { index: message.header.index, name, header, up, indirect, master })
+    let veth = infos().any(|info| matches!(info, LinkInfo::Kind(InfoKind::Veth)));
+    let xdp = message.attributes.iter().find_map(|attribute| match attribute {
+        LinkAttribute::Xdp(told) => told.iter().find_map(|told| match told {
+            LinkXdp::ProgId(id) => Some(*id),
+            _ => None,
+        }),
+        _ => None,
+    });
+    Some(Link { index: message.header.index, name, header, up, indirect, master, veth, xdp })
 }
 
 #[cfg(test)]
@@ -388,6 +405,8 @@ mod tests {
             up: true,
             indirect: false,
             master: None,
+            veth: false,
+            xdp: None,
         }
     }
 

@@ -19,7 +19,7 @@ use tracing::debug;
 
 use crate::changes::Changes;
 use crate::cluster::object::Kind;
-use crate::kernel::View;
+use crate::kernel::{Count, View};
 use crate::plan::{Planner, Table};
 use kube_proxy::KubeProxy;
 
@@ -177,8 +177,8 @@ impl Collector for Verdicts {
         };
         let help = "Packets and socket calls, by what became of them";
         let mut family = encoder.encode_descriptor("verdicts", help, None, MetricType::Counter)?;
-        for (reason, count) in counters {
-            let label: Label = [("reason", reason.label())];
+        for Count { layer, reason, count } in counters {
+            let label = [("reason", reason.label()), ("layer", layer.label())];
             ConstCounter::new(count).encode(family.encode_family(&label)?)?;
         }
         Ok(())

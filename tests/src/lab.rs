@@ -9,6 +9,7 @@ use std::{env, fs, process};
 use anyhow::{Context as _, Result};
 use nix::mount::{MsFlags, mount};
 
+use crate::cards::Idle;
 use crate::netns::{self, Netns};
 use crate::node::Node;
 use crate::process::helper;
@@ -126,6 +127,18 @@ impl Lab {
             netns.name()
         ))?;
         netns.batch("link set eth0 up")
+    }
+
+    /// Has all ports of the network between the nodes take frames of the nodes' drivers.
+    ///
+    /// # Errors
+    /// If one refuses.
+    pub fn idle_at_ports(&self) -> Result<Idle> {
+        let mut idle = Idle::load(self)?;
+        let ports: Vec<String> =
+            (0..self.0.next_port.load(Ordering::Relaxed)).map(|number| format!("port{number}")).collect();
+        self.0.fabric.run(|| idle.attach(&ports))?;
+        Ok(idle)
     }
 
     /// A folder for files, removed with the lab.

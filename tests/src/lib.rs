@@ -5,6 +5,7 @@
 //! removed when the lab is dropped; should the test be killed, a janitor process removes it all the same.
 
 pub mod agent;
+pub mod cards;
 pub mod cgroup;
 pub mod control_plane;
 pub mod differential;
@@ -15,6 +16,7 @@ pub mod lab;
 pub mod manifests;
 pub mod netns;
 pub mod node;
+pub mod north_south;
 pub mod peer;
 pub mod pki;
 pub mod pod;

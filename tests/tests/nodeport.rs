@@ -1,62 +1,20 @@
 //! Services are reached from outside of the cluster: semantics §2, rows NodePort, LoadBalancer, externalIPs
 //! and hostPort, and §5, row external traffic.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
-use tests::agent::{SocketLb, service_port};
-use tests::manifests::{Family, NODE_PORT, Service};
-use tests::peer::{Conversation, PORT, Target, Transport, ask, transfer};
-use tests::pod::{Pod, PodKind};
-use tests::process::Place;
+use tests::agent::SocketLb;
+use tests::manifests::{Family, NODE_PORT};
+use tests::north_south::{frontends, is_served, service};
+use tests::peer::{PORT, Target, Transport, ask, transfer};
+use tests::pod::PodKind;
 use tests::scene::{Cluster, address_of, node_address};
 use tests::wait::{PATIENCE, until};
 
-const BALANCER: [IpAddr; 2] = [
-    IpAddr::V4(Ipv4Addr::new(203, 0, 113, 10)),
-    IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 0x10)),
-];
-const EXTERNAL: [IpAddr; 2] = [
-    IpAddr::V4(Ipv4Addr::new(203, 0, 113, 20)),
-    IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 0x20)),
-];
 /// Enough for many segments of every size, and little enough to be quick.
 const BYTES: u64 = 32 << 20;
-
-fn service() -> Service {
-    Service::new("web", 10).node_port().balancers(BALANCER).external_ips(EXTERNAL)
-}
-
-fn of_family(addresses: [IpAddr; 2], family: Family) -> IpAddr {
-    addresses[usize::from(family == Family::V6)]
-}
-
-/// Everything that a Service is reached at from outside.
-fn frontends(cluster: &Cluster, family: Family) -> [SocketAddr; 3] {
-    [
-        cluster.node_port(family),
-        service_port(of_family(BALANCER, family)),
-        service_port(of_family(EXTERNAL, family)),
-    ]
-}
-
-/// Several requests by every transport: answered by `server`, which sees `client`; the client sees whom it
-/// asked.
-fn is_served(from: &Place, at: SocketAddr, server: &Pod, client: Option<IpAddr>) -> Result<()> {
-    for transport in Transport::ALL {
-        let case = format!("{transport:?} {at} from {}", from.netns.name());
-        let mut conversation = Conversation::start(from, &Target::new(transport, at).kept())?;
-        for _ in 0..3 {
-            let reply = conversation.reply().with_context(|| case.clone())?;
-            ensure!(reply.server == server.name(), "{case}: {reply:?}");
-            ensure!(reply.peer == at, "{case}: the client sees another peer: {reply:?}");
-            let seen = client.unwrap_or(reply.client.ip());
-            ensure!(reply.client.ip() == seen, "{case}: the backend does not see {seen}: {reply:?}");
-        }
-    }
-    Ok(())
-}
 
 fn from_outside_to_a_backend_here(kind: PodKind) -> Result<()> {
     let Some(cluster) = Cluster::start(kind, SocketLb::Off, &[])? else { return Ok(()) };

@@ -14,20 +14,20 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 use aya::maps::{Array, HashMap as BpfHashMap, Map, MapData, PerCpuArray, ProgramArray};
-use aya::programs::{ProgramFd, SchedClassifier, TestRun as _, TestRunOptions};
+use aya::programs::{ProgramFd, SchedClassifier, TestRun as _, TestRunOptions, Xdp};
 use aya::{Ebpf, EbpfLoader};
 use nix::net::if_::if_nametoindex;
 use nix::sched::{CloneFlags, unshare};
 use nix::time::{ClockId, clock_gettime};
 use podnet_common::abi;
-use podnet_common::conntrack::{Flow, Time, Tuple, Way};
+use podnet_common::conntrack::{Direction, Flow, Time, Tuple, Way};
 use podnet_common::fragment::{self, Fragment};
-use podnet_common::host::{HostTables, WayOut, route_all};
+use podnet_common::host::{HostTables, WayOut, early_all, route_all};
 use podnet_common::origin::MASQUERADE_PORTS;
 use podnet_common::packet::{ETHERNET, IPV4, IPV6};
 use podnet_common::route::Hook;
 use podnet_common::service::{Backend, BackendId, FrontendKey};
-use podnet_common::verdict::{Reason, Verdict};
+use podnet_common::verdict::{Layer, Reason, Verdict};
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestCaseError, TestError, TestRunner};
 use support::arbitrary::worlds;
@@ -49,6 +49,21 @@ const SHORTEST: usize = 35;
 const TC_ACT_UNSPEC: u32 = u32::MAX;
 const TC_ACT_SHOT: u32 = 2;
 const TC_ACT_REDIRECT: u32 = 7;
+const XDP_DROP: u32 = 1;
+const XDP_PASS: u32 = 2;
+const XDP_REDIRECT: u32 = 4;
+
+/// Destination and source of all frames that leave.
+const NEXT_HOP: [[u8; 6]; 2] = [[2, 0, 0, 0, 0, 0x99], [2, 0, 0, 0, 0, 0x98]];
+
+/// Where a packet is met.
+#[derive(Clone, Copy, Debug)]
+enum Place {
+    /// By a classifier.
+    Tc(Hook),
+    /// By the program at network cards.
+    Xdp,
+}
 
 /// The programs, loaded, and the maps they work on. Keys and values are bytes: that their types have no
 /// padding is asserted in `podnet_common::abi`.
@@ -64,9 +79,10 @@ struct Kernel {
     affinity: BpfHashMap<MapData, [u8; 24], [u8; 12]>,
     fragments: BpfHashMap<MapData, [u8; 40], [u8; 12]>,
     networks: Array<MapData, [u8; 256]>,
+    xdp_interfaces: BpfHashMap<MapData, u32, u32>,
     counters: PerCpuArray<MapData, u64>,
     /// The programs that others leave packets to stay as long as their map.
-    _next: ProgramArray<MapData>,
+    _next: [ProgramArray<MapData>; 2],
 }
 
 fn bytes<const N: usize>(value: &(impl IntoBytes + Immutable)) -> [u8; N] {
@@ -77,6 +93,9 @@ fn taken<T: TryFrom<Map>>(ebpf: &mut Ebpf, name: &str) -> T {
     let map = ebpf.take_map(name).unwrap_or_else(|| panic!("there is no map {name}"));
     T::try_from(map).unwrap_or_else(|_| panic!("{name} is of another type"))
 }
+
+/// The program at network cards.
+const XDP: &str = "from_net_xdp";
 
 /// The program at a hook.
 const fn program_of(hook: Hook) -> &'static str {
@@ -120,6 +139,12 @@ impl Kernel {
         fs::remove_dir_all(&pins).expect("the pins are ours");
         let mut ebpf = loaded.expect("the object loads");
         let mut next: ProgramArray<MapData> = taken(&mut ebpf, abi::PROGRAMS);
+        let mut xdp_next: ProgramArray<MapData> = taken(&mut ebpf, abi::XDP_PROGRAMS);
+        for name in [XDP, "from_net_xdp_open"] {
+            let program: &mut Xdp = ebpf.program_mut(name).unwrap().try_into().expect("it is for XDP");
+            program.load().expect("the kernel accepts the program");
+            xdp_next.set(0, program.fd().unwrap(), 0).unwrap();
+        }
         for hook in Hook::ALL {
             let name = program_of(hook);
             load(&mut ebpf, name);
@@ -146,8 +171,9 @@ impl Kernel {
             affinity: taken(&mut ebpf, abi::AFFINITY),
             fragments: taken(&mut ebpf, abi::FRAGMENTS),
             networks: taken(&mut ebpf, abi::NETWORKS),
+            xdp_interfaces: taken(&mut ebpf, abi::XDP_INTERFACES),
             counters: taken(&mut ebpf, abi::COUNTERS),
-            _next: next,
+            _next: [next, xdp_next],
             programs: ebpf,
         })
     }
@@ -207,21 +233,33 @@ impl Kernel {
             .collect()
     }
 
-    fn count(&self, reason: Reason) -> u64 {
-        self.counters.get(&(reason as u32), 0).unwrap().iter().sum()
+    fn count(&self, layer: Layer, reason: Reason) -> u64 {
+        self.counters.get(&layer.counter(reason), 0).unwrap().iter().sum()
+    }
+
+    /// All counters, in the order of the table.
+    fn counts(&self) -> Vec<u64> {
+        let of = |layer: Layer| Reason::ALL.iter().map(move |reason| self.count(layer, *reason));
+        Layer::ALL.into_iter().flat_map(of).collect()
     }
 
     /// Runs a program over a frame; its return code and the frame after it.
-    fn run(&self, hook: Hook, frame: &[u8]) -> (u32, Vec<u8>) {
-        let program: &SchedClassifier = self.programs.program(program_of(hook)).unwrap().try_into().unwrap();
+    fn run(&self, place: Place, frame: &[u8]) -> (u32, Vec<u8>) {
         let mut out = vec![0; 4096];
-        let result = program
-            .test_run(TestRunOptions {
-                data_in: Some(frame),
-                data_out: Some(&mut out),
-                ..TestRunOptions::default()
-            })
-            .unwrap_or_else(|error| panic!("{} over {frame:02x?}: {error}", program_of(hook)));
+        let options =
+            TestRunOptions { data_in: Some(frame), data_out: Some(&mut out), ..TestRunOptions::default() };
+        let result = match place {
+            Place::Tc(hook) => {
+                let program: &SchedClassifier =
+                    self.programs.program(program_of(hook)).unwrap().try_into().unwrap();
+                program.test_run(options)
+            }
+            Place::Xdp => {
+                let program: &Xdp = self.programs.program(XDP).unwrap().try_into().unwrap();
+                program.test_run(options)
+            }
+        };
+        let result = result.unwrap_or_else(|error| panic!("{place:?} over {frame:02x?}: {error}"));
         out.truncate(usize::try_from(result.data_size_out).unwrap());
         (result.return_value, out)
     }
@@ -244,7 +282,14 @@ fn now() -> Time {
     Time::from_nanoseconds(seconds * 1_000_000_000 + nanoseconds)
 }
 
-const fn return_code(verdict: Verdict) -> u32 {
+const fn return_code(place: Place, verdict: Verdict) -> u32 {
+    if matches!(place, Place::Xdp) {
+        return match verdict {
+            Verdict::Drop(_) => XDP_DROP,
+            Verdict::Forward(..) => XDP_REDIRECT,
+            _ => XDP_PASS,
+        };
+    }
     match verdict {
         Verdict::Pass(_)
         | Verdict::Translated(_)
@@ -252,7 +297,8 @@ const fn return_code(verdict: Verdict) -> u32 {
         | Verdict::Sctp
         | Verdict::Open
         | Verdict::Renew
-        | Verdict::Complain => TC_ACT_UNSPEC,
+        | Verdict::Complain
+        | Verdict::Leave => TC_ACT_UNSPEC,
         Verdict::Drop(_) => TC_ACT_SHOT,
         Verdict::Return(_) | Verdict::Forward(..) | Verdict::ShortCut(..) | Verdict::Inject(..) => {
             TC_ACT_REDIRECT
@@ -279,13 +325,16 @@ fn as_in_the_kernel(mut tables: HostTables) -> HostTables {
 /// Has this thread in a network namespace of its own, with a route to everywhere.
 fn set_up_routes() {
     unshare(CloneFlags::CLONE_NEWNET).expect("the test is root");
+    let [next_hop, own] = NEXT_HOP.map(|mac| mac.map(|byte| format!("{byte:02x}")).join(":"));
     let commands = format!(
         "link set lo up\n\
                     link add out type veth peer name peer\n\
                     link set peer up\n\
-                    link set out up mtu {MTU}\n\
+                    link set out up mtu {MTU} address {own}\n\
                     addr add 192.0.2.1/24 dev out\n\
                     addr add 2001:db8::1/64 dev out nodad\n\
+                    neigh add 192.0.2.2 lladdr {next_hop} dev out\n\
+                    neigh add 2001:db8::2 lladdr {next_hop} dev out\n\
                     route add default via 192.0.2.2\n\
                     route add default via 2001:db8::2\n"
     );
@@ -306,7 +355,7 @@ fn ways_out() -> Vec<WayOut> {
 
 /// The random numbers that the kernel may have drawn for `frame`: each slot of the frontend, unless the client
 /// is remembered, and the source port that it was given, which `flows` tell.
-fn draws(hook: Hook, frame: &Vec<u8>, tables: &HostTables, flows: &HashMap<Tuple, Flow>) -> Vec<Vec<u32>> {
+fn draws(place: Place, frame: &Vec<u8>, tables: &HostTables, flows: &HashMap<Tuple, Flow>) -> Vec<Vec<u32>> {
     let packet = match fragment::parse(frame) {
         Ok(Fragment::Whole(packet) | Fragment::First(packet, _)) => packet,
         _ => return vec![vec![]],
@@ -326,8 +375,8 @@ fn draws(hook: Hook, frame: &Vec<u8>, tables: &HostTables, flows: &HashMap<Tuple
     let destination = packet.tuple.destination();
     let keys = [FrontendKey::new(destination, protocol), FrontendKey::rest_of(destination.addr)];
     let frontend = keys.iter().find_map(|key| tables.frontends.get(key));
-    let count = frontend.map_or(0, |frontend| match hook {
-        Hook::FromNet => frontend.outside.count,
+    let count = frontend.map_or(0, |frontend| match place {
+        Place::Tc(Hook::FromNet) | Place::Xdp => frontend.outside.count,
         _ => frontend.inside.count,
     });
     // The smallest number that chooses the slot.
@@ -345,26 +394,34 @@ fn draws(hook: Hook, frame: &Vec<u8>, tables: &HostTables, flows: &HashMap<Tuple
 /// Runs `frame` through the kernel and the host, which must agree; returns why the verdict was given.
 fn compare(
     kernel: &Kernel,
-    hook: Hook,
+    place: Place,
     sent: &[u8],
     tables: &mut HostTables,
-) -> Result<Reason, TestCaseError> {
+) -> Result<Option<Reason>, TestCaseError> {
     let sent = sent.to_vec();
-    let counted: Vec<u64> = Reason::ALL.iter().map(|reason| kernel.count(*reason)).collect();
+    let counted = kernel.counts();
     let before = now();
-    let (code, bytes) = kernel.run(hook, &sent);
+    let (code, bytes) = kernel.run(place, &sent);
     let after = now();
     let flows = kernel.flows();
 
     let mut tried = Vec::new();
-    for draws in draws(hook, &sent, tables, &flows) {
+    for draws in draws(place, &sent, tables, &flows) {
         for now in [before, after] {
             let (mut frame, mut host) = (sent.clone(), tables.clone());
             host.now = now;
             host.drawn = draws.clone().into();
-            let verdict = route_all(hook, &mut frame, &mut host);
+            let verdict = match place {
+                Place::Tc(hook) => route_all(hook, &mut frame, &mut host),
+                Place::Xdp => {
+                    host.next_hop = Some(NEXT_HOP);
+                    early_all(&mut frame, &mut host)
+                }
+            };
+            host.next_hop = None;
             // The core alone has a fragment wait that ends before its payload.
-            let expected = if sent.len() < SHORTEST { TC_ACT_UNSPEC } else { return_code(verdict) };
+            let unseen = matches!(place, Place::Tc(_)) && sent.len() < SHORTEST;
+            let expected = if unseen { TC_ACT_UNSPEC } else { return_code(place, verdict) };
             if (expected, &frame, &host.flows) != (code, &bytes, &flows) {
                 tried.push((verdict, frame, host.flows));
                 continue;
@@ -372,68 +429,77 @@ fn compare(
             host.drawn.clear();
             *tables = host;
             let mut expected = counted;
-            if sent.len() >= SHORTEST {
-                expected[verdict.reason() as usize] += 1;
+            // What is left to the stack is counted there.
+            let decided = !unseen && verdict != Verdict::Leave;
+            if decided {
+                let layer = if matches!(place, Place::Xdp) { Layer::Xdp } else { Layer::Stack };
+                expected[layer.counter(verdict.reason()) as usize] += 1;
             }
-            let counts: Vec<u64> = Reason::ALL.iter().map(|reason| kernel.count(*reason)).collect();
-            prop_assert_eq!(counts, expected, "{:?} is counted", verdict);
-            return Ok(verdict.reason());
+            prop_assert_eq!(kernel.counts(), expected, "{:?} is counted", verdict);
+            return Ok(decided.then(|| verdict.reason()));
         }
     }
     let (verdict, frame, host) = &tried[0];
+    let counts = kernel.counts().into_iter().zip(counted);
     let reasons: Vec<&Reason> = Reason::ALL
         .iter()
-        .zip(counted)
-        .filter(|(reason, before)| kernel.count(**reason) != *before)
+        .cycle()
+        .zip(counts)
+        .filter(|(_, (after, before))| after != before)
         .map(|(reason, _)| reason)
         .collect();
     Err(TestCaseError::fail(format!(
-        "{hook:?} of {sent:02x?}\nin the kernel: {code} {reasons:?} {bytes:02x?}\n{flows:#?}\n\
+        "{place:?} of {sent:02x?}\nin the kernel: {code} {reasons:?} {bytes:02x?}\n{flows:#?}\n\
          on the host, by one of {} possible draws: {verdict:?} {frame:02x?}\n{host:#?}",
         tried.len(),
     )))
 }
 
-#[test]
-fn kernel_and_host_agree() {
-    let Some(kernel) = Kernel::load() else { return };
+/// Has the kernel and the host look at the same frames at `places`, over tables that `adapt` has changed: which must
+/// meet each of `reasons`, for a comparison is worth what it has met.
+fn agree(tables: u32, places: impl Strategy<Value = Place>, adapt: fn(&mut HostTables), reasons: &[Reason]) {
+    let Some(mut kernel) = Kernel::load() else { return };
     set_up_routes();
+    kernel.xdp_interfaces.insert(ways_out()[0].interface, 1, 0).unwrap();
     let kernel = RefCell::new(kernel);
-    let seen = RefCell::new(HashMap::<Reason, u32>::new());
-    let ways = proptest::collection::vec(
-        prop_oneof![
-            3 => Just(Hook::FromPod),
-            1 => Just(Hook::ToPod),
-            2 => Just(Hook::FromNet),
-            1 => Just(Hook::ToNet),
-        ],
-        FRAMES,
-    );
-    let worlds = (worlds(1..FRAMES), ways);
-    let config = Config { failure_persistence: None, max_shrink_iters: 2000, ..support::cases(TABLES) };
-    let result = TestRunner::new(config).run(&worlds, |((tables, frames), ways)| {
+    let seen = RefCell::new(HashMap::<Option<Reason>, u32>::new());
+    let worlds = (worlds(1..FRAMES), proptest::collection::vec(places, FRAMES));
+    let config = Config { failure_persistence: None, max_shrink_iters: 2000, ..support::cases(tables) };
+    let result = TestRunner::new(config).run(&worlds, |((tables, frames), places)| {
         let mut kernel = kernel.borrow_mut();
         let mut tables = as_in_the_kernel(tables);
+        adapt(&mut tables);
         kernel.fill(&tables);
-        for (hook, frame) in ways.into_iter().zip(frames).filter(|(_, frame)| runs(frame)) {
+        for (place, frame) in places.into_iter().zip(frames).filter(|(_, frame)| runs(frame)) {
             kernel.admit(&tables);
-            let reason = compare(&kernel, hook, &frame, &mut tables)?;
+            let reason = compare(&kernel, place, &frame, &mut tables)?;
             *seen.borrow_mut().entry(reason).or_default() += 1;
         }
         Ok(())
     });
     match result {
         Ok(()) => {}
-        Err(TestError::Fail(reason, ((tables, frames), ways))) => {
-            panic!("{reason}\nafter the frames {frames:02x?}\nin {ways:?}\nover {tables:#?}")
+        Err(TestError::Fail(reason, ((tables, frames), places))) => {
+            panic!("{reason}\nafter the frames {frames:02x?}\nin {places:?}\nover {tables:#?}")
         }
         Err(TestError::Abort(reason)) => panic!("{reason}"),
     }
-
-    // A comparison is worth what it has met.
     let seen = seen.into_inner();
     println!("{} frames: {seen:?}", seen.values().sum::<u32>());
-    for reason in [
+    for reason in reasons {
+        assert!(seen.contains_key(&Some(*reason)), "no frame met {reason:?}");
+    }
+}
+
+#[test]
+fn kernel_and_host_agree() {
+    let places = prop_oneof![
+        3 => Just(Place::Tc(Hook::FromPod)),
+        1 => Just(Place::Tc(Hook::ToPod)),
+        2 => Just(Place::Tc(Hook::FromNet)),
+        1 => Just(Place::Tc(Hook::ToNet)),
+    ];
+    let reasons = [
         Reason::NotIp,
         Reason::OtherProtocol,
         Reason::Truncated,
@@ -449,7 +515,30 @@ fn kernel_and_host_agree() {
         Reason::NoneLocal,
         Reason::BackendGone,
         Reason::SourceRange,
-    ] {
-        assert!(seen.contains_key(&reason), "no frame met {reason:?}");
-    }
+    ];
+    agree(TABLES, places, |_| {}, &reasons);
+}
+
+#[test]
+fn network_card_and_host_agree() {
+    // Of flows between pods nothing is met there, and most of those whose backend is gone are to move.
+    let from_outside = |tables: &mut HostTables| {
+        let HostTables { flows, backends, .. } = tables;
+        for flow in flows.values_mut() {
+            flow.backend.generation = backends[flow.backend.id.0 as usize].generation;
+            flow.way = match flow.state.direction() {
+                Direction::Forward if flow.backend.id.0 % 2 == 0 => Way::OUTSIDE,
+                _ => Way::MASQUERADE,
+            };
+        }
+    };
+    let reasons = [
+        Reason::Established,
+        Reason::Reply,
+        Reason::NewFlow,
+        Reason::Moved,
+        Reason::NoneLocal,
+        Reason::SourceRange,
+    ];
+    agree(TABLES / 2, Just(Place::Xdp), from_outside, &reasons);
 }

@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, ensure};
 use etherparse::{PacketBuilder, VlanId};
 use podnet::kernel::View;
-use podnet_common::verdict::Reason;
+use podnet_common::verdict::{Layer, Reason};
 use tests::agent::SocketLb;
 use tests::manifests::{Family, Service};
 use tests::pod::PodKind;
@@ -40,7 +40,7 @@ fn frames_of_a_vlan_are_left_to_its_interface() -> Result<()> {
         let counters = View::open(node.bpffs())?.counters()?;
         counters
             .into_iter()
-            .find_map(|(of, count)| (of == reason).then_some(count))
+            .find_map(|of| (of.layer == Layer::Stack && of.reason == reason).then_some(of.count))
             .context("no such counter")
     };
     for server in [&cluster.here, &cluster.there] {

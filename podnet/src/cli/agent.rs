@@ -48,6 +48,16 @@ pub(super) struct Agent {
     )]
     node_interfaces: Patterns,
 
+    /// The network cards among those, for --xdp: globs, separated by commas
+    #[arg(
+        long,
+        value_name = "GLOBS",
+        env = "PODNET_XDP_INTERFACES",
+        default_value = Patterns::CARDS,
+        value_parser = patterns
+    )]
+    xdp_interfaces: Patterns,
+
     #[command(flatten)]
     kernel: Kernel,
 
@@ -158,6 +168,7 @@ impl Agent {
             kernel: self.kernel.settings(self.attach, capacity, options.timeouts()),
             pod_interfaces: self.pod_interfaces.map(PodInterfaces::Named).or(told).unwrap_or_default(),
             node_interfaces: self.node_interfaces,
+            xdp_interfaces: self.xdp_interfaces,
             proxy: options.proxy(node),
             node_ports: options.node_ports(),
             healthz: options.healthz(),

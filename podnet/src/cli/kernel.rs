@@ -2,12 +2,12 @@
 
 use std::path::PathBuf;
 
-use clap::Args;
+use clap::{Args, ValueEnum};
 
 use super::Bpffs;
 use crate::changes::Capacity;
 use crate::config::Timeouts;
-use crate::kernel::{AttachMode, Settings, SocketLb};
+use crate::kernel::{AttachMode, Settings, SocketLb, XdpPolicy};
 
 /// How the kernel's side is set up.
 #[derive(Clone, Debug, Args)]
@@ -32,6 +32,34 @@ pub(super) struct Kernel {
     /// `podnet cleanup`.
     #[arg(long, env = "PODNET_SHORT_CUTS")]
     short_cuts: bool,
+
+    /// Whether packets of clients outside are met at network cards too, before the kernel has made an skb of them
+    #[arg(long, value_enum, env = "PODNET_XDP", default_value_t)]
+    xdp: Xdp,
+}
+
+#[derive(Clone, Copy, Debug, Default, ValueEnum)]
+enum Xdp {
+    /// They are met behind them only.
+    #[default]
+    Off,
+    /// Where the driver has XDP; not at one end of a veth, whose other end would need a program as well.
+    Auto,
+    /// By the driver's XDP.
+    Native,
+    /// By the kernel's, which does without the driver's help and is slower.
+    Generic,
+}
+
+impl Xdp {
+    const fn policy(self) -> Option<XdpPolicy> {
+        match self {
+            Self::Off => None,
+            Self::Auto => Some(XdpPolicy::Auto),
+            Self::Native => Some(XdpPolicy::Native),
+            Self::Generic => Some(XdpPolicy::Generic),
+        }
+    }
 }
 
 impl Kernel {
@@ -43,6 +71,7 @@ impl Kernel {
             short_cuts: self.short_cuts,
             timeouts,
             attach,
+            xdp: self.xdp.policy(),
             capacity,
         }
     }

@@ -5,13 +5,13 @@ use std::process::ExitCode;
 
 use clap::{Args, ValueEnum};
 use podnet_common::abi;
-use podnet_common::verdict::Reason;
+use podnet_common::verdict::{Layer, Reason};
 use serde::Serialize;
 
 use super::{Bpffs, print};
 use crate::changes::{Capacity, Snapshot};
 use crate::error::Error;
-use crate::kernel::{Attachment, View};
+use crate::kernel::{Attachment, Count, View};
 use crate::output;
 
 /// Show what is attached, how full the tables are, and what became of packets
@@ -40,8 +40,8 @@ enum Format {
 struct Report {
     attachments: Vec<Place>,
     tables: Vec<Table>,
-    /// By the reasons' labels.
-    counters: BTreeMap<&'static str, u64>,
+    /// By the labels of layers and reasons.
+    counters: BTreeMap<&'static str, BTreeMap<&'static str, u64>>,
 }
 
 #[derive(Debug, Serialize)]
@@ -68,7 +68,7 @@ impl Status {
         let report = Report {
             attachments: places(view.attachments()?),
             tables: tables(&view.snapshot()?, &view.capacity(), view.memory()?),
-            counters: view.counters()?.into_iter().map(|(reason, count)| (reason.label(), count)).collect(),
+            counters: counters(&view.counters()?),
         };
         print(&render(&report, self.output))?;
         Ok(ExitCode::SUCCESS)
@@ -80,6 +80,14 @@ fn places(attachments: Vec<Attachment>) -> Vec<Place> {
         attachments.into_iter().map(|Attachment { hook, target }| Place { hook, target }).collect();
     places.sort_unstable_by(|a, b| (&a.target, &a.hook).cmp(&(&b.target, &b.hook)));
     places
+}
+
+fn counters(all: &[Count]) -> BTreeMap<&'static str, BTreeMap<&'static str, u64>> {
+    let mut counters: BTreeMap<_, BTreeMap<_, _>> = BTreeMap::new();
+    for Count { layer, reason, count } in all {
+        counters.entry(layer.label()).or_default().insert(reason.label(), *count);
+    }
+    counters
 }
 
 fn tables(snapshot: &Snapshot, capacity: &Capacity, memory: Vec<(&'static str, u64)>) -> Vec<Table> {
@@ -120,11 +128,13 @@ fn render(report: &Report, format: Format) -> String {
             ]
         }),
     );
-    let seen = Reason::ALL.iter().filter_map(|reason| {
-        let count = *report.counters.get(reason.label())?;
-        (count > 0).then(|| [count.to_string(), reason.label().to_owned(), reason.text().trim().to_owned()])
+    let places = Layer::ALL.iter().flat_map(|layer| Reason::ALL.iter().map(move |reason| (layer, reason)));
+    let seen = places.filter_map(|(layer, reason)| {
+        let count = *report.counters.get(layer.label())?.get(reason.label())?;
+        let [layer, label] = [layer.label(), reason.label()].map(str::to_owned);
+        (count > 0).then(|| [count.to_string(), layer, label, reason.text().trim().to_owned()])
     });
-    let counters = output::table(&["COUNT", "REASON", "MEANING"], seen);
+    let counters = output::table(&["COUNT", "LAYER", "REASON", "MEANING"], seen);
     [attachments, tables, counters].join("\n\n")
 }
 
@@ -145,9 +155,15 @@ mod tests {
                 &Capacity::default(),
                 vec![(abi::FLOWS, 218 << 20), (abi::FRONTENDS, 5 << 20)],
             ),
-            counters: [(Reason::Fragment, 0), (Reason::Established, 71), (Reason::NoEndpoints, 3)]
-                .map(|(reason, count)| (reason.label(), count))
-                .into(),
+            counters: counters(
+                &[
+                    (Layer::Stack, Reason::Fragment, 0),
+                    (Layer::Stack, Reason::Established, 71),
+                    (Layer::Stack, Reason::NoEndpoints, 3),
+                    (Layer::Xdp, Reason::Established, 5),
+                ]
+                .map(|(layer, reason, count)| Count { layer, reason, count }),
+            ),
         }
     }
 

@@ -19,10 +19,9 @@ use aya::programs::{
     CgroupAttachMode, CgroupSockAddr, LinkOrder, ProgramError, SchedClassifier, TcAttachType,
 };
 
-use super::AttachMode;
 use super::error::Error;
 use super::pins::{Pins, remove_file};
-use super::{conntrack, qdisc, sys};
+use super::{AttachMode, Driven, conntrack, qdisc, sys};
 use crate::error::chain;
 use nix::libc;
 
@@ -68,6 +67,8 @@ pub(super) enum Pin {
     Filter { index: u32, direction: TcAttachType },
     /// A program too, which says that podnet has made the clsact qdisc.
     Qdisc { index: u32 },
+    /// An XDP link.
+    Xdp { index: u32, driven: Driven },
     /// A program too, which says how connection tracking was set before podnet changed that.
     Conntrack { former: u8 },
     /// A cgroup link.
@@ -78,7 +79,10 @@ impl Pin {
     /// The interface that it belongs to.
     pub(super) const fn interface(&self) -> Option<u32> {
         match self {
-            Self::Tcx { index, .. } | Self::Filter { index, .. } | Self::Qdisc { index } => Some(*index),
+            Self::Tcx { index, .. }
+            | Self::Filter { index, .. }
+            | Self::Qdisc { index }
+            | Self::Xdp { index, .. } => Some(*index),
             Self::Conntrack { .. } | Self::Cgroup { .. } => None,
         }
     }
@@ -97,6 +101,7 @@ impl fmt::Display for Pin {
             Self::Tcx { index, direction } => write!(f, "tcx-{index}-{}", direction_name(*direction)),
             Self::Filter { index, direction } => write!(f, "clsact-{index}-{}", direction_name(*direction)),
             Self::Qdisc { index } => write!(f, "qdisc-{index}-clsact"),
+            Self::Xdp { index, driven } => write!(f, "xdp-{index}-{}", driven.label()),
             Self::Conntrack { former } => write!(f, "conntrack-{former}-liberal"),
             Self::Cgroup { hook, cgroup } => write!(f, "cgroup-{hook}-{cgroup}"),
         }
@@ -123,6 +128,10 @@ impl FromStr for Pin {
             "tcx" => Ok(Self::Tcx { index: index()?, direction: direction()? }),
             "clsact" => Ok(Self::Filter { index: index()?, direction: direction()? }),
             "qdisc" if second == "clsact" => Ok(Self::Qdisc { index: index()? }),
+            "xdp" => {
+                let driven = Driven::ALL.into_iter().find(|driven| driven.label() == second).ok_or(())?;
+                Ok(Self::Xdp { index: index()?, driven })
+            }
             "conntrack" if second == "liberal" => {
                 Ok(Self::Conntrack { former: first.parse().map_err(drop)? })
             }
@@ -216,7 +225,7 @@ fn unsupported(error: &ProgramError) -> bool {
 }
 
 /// The error number of the system call that is at the bottom of an error.
-fn os_error(error: &(dyn std::error::Error + 'static)) -> Option<i32> {
+pub(super) fn os_error(error: &(dyn std::error::Error + 'static)) -> Option<i32> {
     let mut next = Some(error);
     while let Some(cause) = next {
         if let Some(number) = cause.downcast_ref::<io::Error>().and_then(io::Error::raw_os_error) {
@@ -297,16 +306,15 @@ fn attach_filter(
 }
 
 /// An error of aya's that is no [`ProgramError`], as one.
-fn wrapped(error: impl std::error::Error + Send + Sync + 'static) -> ProgramError {
+pub(super) fn wrapped(error: impl std::error::Error + Send + Sync + 'static) -> ProgramError {
     ProgramError::IOError(io::Error::other(error))
 }
 
 /// Removes a pin and with it what it holds in place, if there is one.
 pub(super) fn forget(pins: &Pins, pin: &Pin) -> Result<(), Error> {
-    let name = pin.to_string();
-    let path = pins.links().join(&name);
+    let path = pins.links().join(pin.to_string());
     if path.exists() {
-        undo(&name)?;
+        undo(&path)?;
         remove_file(&path)?;
     }
     Ok(())
@@ -319,10 +327,16 @@ pub(super) fn interface_name(index: u32) -> Option<String> {
     (!name.is_empty()).then(|| name.to_string_lossy().into_owned())
 }
 
-/// Removes what the pin called `name` stands for and does not hold: a clsact filter, the qdisc if nobody else
-/// has filters in it, or a setting. Other pins, and interfaces that are no more, need nothing.
-pub(super) fn undo(name: &str) -> Result<(), Error> {
+/// Undoes what the pin at `path` stands for: it takes a link's program away, and removes a clsact filter, the qdisc if
+/// nobody else has filters in it, or a setting. Other pins, and interfaces that are no more, need nothing.
+pub(super) fn undo(path: &Path) -> Result<(), Error> {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
     match name.parse() {
+        Ok(Pin::Tcx { .. } | Pin::Xdp { .. } | Pin::Cgroup { .. }) => {
+            // One that cannot be detached goes with its pin.
+            let _ = sys::open_pin(path).and_then(|link| sys::detach_link(link.as_fd()));
+            Ok(())
+        }
         Ok(Pin::Filter { index, direction }) => detach_filter(index, direction),
         Ok(Pin::Qdisc { index }) => qdisc::remove_if_unused(index).map_err(|error| Error::Attach {
             program: "filter",
@@ -460,6 +474,8 @@ mod tests {
             Pin::Tcx { index: 7, direction: TcAttachType::Ingress },
             Pin::Filter { index: 12, direction: TcAttachType::Egress },
             Pin::Qdisc { index: 12 },
+            Pin::Xdp { index: 3, driven: Driven::Native },
+            Pin::Xdp { index: 3, driven: Driven::Generic },
             Pin::Conntrack { former: 0 },
             Pin::Cgroup { hook: "connect4".to_owned(), cgroup: u64::MAX },
         ] {

@@ -20,7 +20,7 @@ use super::pins::Pins;
 use super::probe::can_masquerade;
 use super::staging::Staging;
 use super::tables::{Tables, shapes};
-use super::{AttachMode, Settings, SocketLb, conntrack, sys};
+use super::{AttachMode, Driven, Settings, SocketLb, XdpPolicy, XdpTarget, conntrack, sys, xdp};
 use crate::changes::{Changes, Snapshot};
 
 static OBJECT: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/podnet-ebpf.o"));
@@ -40,6 +40,8 @@ pub struct Dataplane {
     replaced: Option<Tables>,
     pins: Pins,
     attach: AttachMode,
+    xdp: Option<XdpPolicy>,
+    xdp_interfaces: xdp::Interfaces,
     cgroup: Option<PathBuf>,
 }
 
@@ -71,13 +73,29 @@ impl Dataplane {
             tables.set_networks(ServiceNetworks::default())?;
         }
         load_interface_programs(&mut ebpf)?;
+        if let Some(policy) = settings.xdp {
+            xdp::load(&mut ebpf, policy)?;
+        }
+        let xdp_interfaces = xdp::Interfaces::open(staging.directory(), &pins)?;
         let next = NextPrograms::install(&mut ebpf, staging.directory())?;
         if cgroup.is_some() {
             load_socket_programs(&mut ebpf)?;
         }
+        xdp::install_next(&mut ebpf, settings.xdp, staging.directory(), &pins)?;
         staging.finish()?;
         let replaced = staging.into_replaced();
-        Ok(Self { ebpf, tables, filter, next, replaced, pins, attach: settings.attach, cgroup })
+        Ok(Self {
+            ebpf,
+            tables,
+            filter,
+            next,
+            replaced,
+            pins,
+            attach: settings.attach,
+            xdp: settings.xdp,
+            xdp_interfaces,
+            cgroup,
+        })
     }
 
     /// Completes the take-over from an earlier agent, once all programs are attached: flows that its
@@ -136,11 +154,32 @@ impl Dataplane {
         attach::attach_interface(&mut self.ebpf, &self.pins, self.attach, side, index, name)
     }
 
+    /// Attaches the program at network cards, or replaces that of an earlier agent, which stays nowhere else. How it
+    /// is driven; `None` if it is not to be there.
+    ///
+    /// # Errors
+    /// Why it is not there. Packets are met by the programs of [`attach_interface`](Self::attach_interface) then.
+    pub fn attach_xdp(&mut self, target: &XdpTarget<'_>) -> Result<Option<Driven>, Error> {
+        match self.xdp {
+            Some(policy) => self.xdp_interfaces.attach(&mut self.ebpf, &self.pins, policy, target).map(Some),
+            None => self.detach_xdp(target.index).map(|()| None),
+        }
+    }
+
+    /// Detaches that program from an interface; one that is gone is fine.
+    ///
+    /// # Errors
+    /// When a pin cannot be removed.
+    pub fn detach_xdp(&mut self, index: u32) -> Result<(), Error> {
+        self.xdp_interfaces.detach(&self.pins, index)
+    }
+
     /// Detaches the programs from an interface; one that is gone is fine.
     ///
     /// # Errors
     /// When a pin cannot be removed.
     pub fn detach_interface(&mut self, index: u32) -> Result<(), Error> {
+        self.detach_xdp(index)?;
         attach::detach_interface(&self.pins, index)
     }
 

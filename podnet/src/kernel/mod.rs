@@ -8,6 +8,7 @@
 //! <bpffs>/v<LAYOUT>/links/tcx-<ifindex>-<direction>     programs at an interface
 //! <bpffs>/v<LAYOUT>/links/clsact-<ifindex>-<direction>  the same by a filter, which the pin does not hold
 //! <bpffs>/v<LAYOUT>/links/qdisc-<ifindex>-clsact        that podnet has made the qdisc of the filters
+//! <bpffs>/v<LAYOUT>/links/xdp-<ifindex>-<how>          the program at a network card, `native` or `generic`
 //! <bpffs>/v<LAYOUT>/links/cgroup-<hook>-<cgroup id>     programs at a cgroup
 //! <bpffs>/v<LAYOUT>/links/conntrack-<n>-liberal         what a setting was that podnet has changed
 //! ```
@@ -29,6 +30,7 @@ mod staging;
 mod sys;
 mod tables;
 mod view;
+mod xdp;
 
 use std::path::PathBuf;
 
@@ -41,7 +43,7 @@ pub use load::Dataplane;
 pub use pins::cleanup;
 pub use ports::{release_ports, reserve_ports};
 pub use probe::{Finding, Level, probe};
-pub use view::{Attachment, View};
+pub use view::{Attachment, Count, View};
 
 /// How the kernel side is set up.
 #[derive(Clone, Debug)]
@@ -58,6 +60,8 @@ pub struct Settings {
     pub timeouts: Timeouts,
     /// How programs are attached to interfaces.
     pub attach: AttachMode,
+    /// Whether packets are met at network cards too, and how.
+    pub xdp: Option<XdpPolicy>,
     /// The maps' sizes.
     pub capacity: Capacity,
 }
@@ -72,6 +76,67 @@ pub enum SocketLb {
     Host,
     /// Nobody's.
     Off,
+}
+
+/// How packets are met at network cards, before there is an skb of them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum XdpPolicy {
+    /// In the driver where it can; elsewhere not at all.
+    Auto,
+    /// In the driver.
+    Native,
+    /// Behind the driver, where there is an skb already: for cards whose drivers have no XDP, and for tests.
+    Generic,
+}
+
+impl XdpPolicy {
+    const fn driven(self) -> Driven {
+        match self {
+            Self::Auto | Self::Native => Driven::Native,
+            Self::Generic => Driven::Generic,
+        }
+    }
+}
+
+/// By whom an XDP program is run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Driven {
+    /// The driver.
+    Native,
+    /// The kernel's stack.
+    Generic,
+}
+
+impl Driven {
+    const ALL: [Self; 2] = [Self::Native, Self::Generic];
+
+    /// The name of the mode.
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::Native => "native",
+            Self::Generic => "generic",
+        }
+    }
+
+    const fn other(self) -> Self {
+        match self {
+            Self::Native => Self::Generic,
+            Self::Generic => Self::Native,
+        }
+    }
+}
+
+/// A network card.
+#[derive(Clone, Copy, Debug)]
+pub struct XdpTarget<'a> {
+    /// The index of its interface.
+    pub index: u32,
+    /// The interface's name.
+    pub name: &'a str,
+    /// Whether it is one end of a virtual cable.
+    pub veth: bool,
+    /// The id of the XDP program that is there.
+    pub there: Option<u32>,
 }
 
 /// How programs are attached to interfaces.

@@ -148,7 +148,7 @@ fn remove_layout(bpffs: &Path, version: &str, heir: Option<&Pins>) -> Result<Vec
                     continue;
                 }
                 Some(_) => {}
-                None => attach::undo(&name)?,
+                None => attach::undo(&path)?,
             }
             remove_file(&path)?;
             removed.push(format!("{} {name}", if kind == "links" { "link" } else { "map" }));

@@ -12,7 +12,7 @@ use super::attach::{MARK, program_mut};
 use super::error::Error;
 use super::load::{find_cgroup, load_interface_programs, load_socket_programs, object};
 use super::pins::on_bpffs;
-use super::{Settings, SocketLb};
+use super::{Settings, SocketLb, xdp};
 use crate::error::chain;
 
 /// How much a finding matters.
@@ -64,6 +64,13 @@ pub fn probe(settings: &Settings) -> Vec<Finding> {
             ));
             findings.push(tcx(&mut ebpf));
             findings.push(masquerade(can_masquerade(&mut ebpf)));
+            if let Some(policy) = settings.xdp {
+                findings.push(verified(
+                    "program at network cards",
+                    xdp::load(&mut ebpf, policy),
+                    "use --xdp off; XDP needs Linux 5.18 or newer",
+                ));
+            }
             if settings.socket_lb != SocketLb::Off {
                 findings.push(verified(
                     "programs at sockets",

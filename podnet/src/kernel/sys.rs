@@ -16,6 +16,7 @@ const BPF_MAP_LOOKUP_BATCH: libc::c_int = 24;
 const BPF_MAP_UPDATE_BATCH: libc::c_int = 26;
 const BPF_MAP_DELETE_BATCH: libc::c_int = 27;
 const BPF_LINK_UPDATE: libc::c_int = 29;
+const BPF_LINK_DETACH: libc::c_int = 34;
 
 /// `struct { ... } batch` of `union bpf_attr` (include/uapi/linux/bpf.h).
 #[repr(C)]
@@ -162,6 +163,14 @@ pub(super) fn replace_program(link: BorrowedFd<'_>, program: &ProgramFd) -> io::
         LinkUpdateAttr { link_fd: raw(link), new_prog_fd: raw(program.as_fd()), ..LinkUpdateAttr::default() };
     // SAFETY: no pointers.
     unsafe { bpf(BPF_LINK_UPDATE, &mut attr) }.map(drop)
+}
+
+/// Takes the program of `link` from where it is attached (Linux 5.9). Without its last pin and descriptor a link goes
+/// too, but some time after they do.
+pub(super) fn detach_link(link: BorrowedFd<'_>) -> io::Result<()> {
+    let mut link = raw(link);
+    // SAFETY: the attribute is the descriptor alone, no pointers.
+    unsafe { bpf(BPF_LINK_DETACH, &mut link) }.map(drop)
 }
 
 /// The cookie of the calling thread's network namespace (`SO_NETNS_COOKIE`, Linux 5.14).

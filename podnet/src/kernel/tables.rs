@@ -18,12 +18,13 @@ use podnet_common::limit::Limit;
 use podnet_common::network::{ServiceNetworks, Source};
 use podnet_common::service::{Backend, BackendId, Frontend, FrontendKey, ServiceId};
 use podnet_common::socket::{Peer, PeerKey};
-use podnet_common::verdict::Reason;
+use podnet_common::verdict::{Layer, Reason};
 use podnet_common::wire::Family;
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 use super::error::Error;
 use super::sys::{self, Cursor, Step};
+use super::view::Count;
 use crate::changes::{Capacity, Changes, Snapshot, SourceRange};
 
 /// Flags of an update (include/uapi/linux/bpf.h): in any case, or only if there is no such entry.
@@ -246,7 +247,7 @@ impl Shape {
 }
 
 /// The shapes of all maps but that of programs, which is each agent's own, by the sizes that people set.
-pub(super) fn shapes(capacity: &Capacity) -> [Shape; 13] {
+pub(super) fn shapes(capacity: &Capacity) -> [Shape; 14] {
     [
         Shape::of::<FrontendKey, Frontend>(abi::FRONTENDS, capacity.frontends),
         Shape::of::<u32, BackendId>(abi::SLOTS, capacity.slots),
@@ -260,8 +261,9 @@ pub(super) fn shapes(capacity: &Capacity) -> [Shape; 13] {
         Shape::of::<u32, u64>(abi::FILTER, FILTER_WORDS),
         Shape::of::<SourceKey, u32>(abi::SOURCES, sources(capacity)),
         Shape::of::<u32, ServiceNetworks>(abi::NETWORKS, 1),
+        Shape::of::<u32, u32>(abi::XDP_INTERFACES, abi::XDP_INTERFACE_ENTRIES),
         Shape::of::<u32, Limit>(abi::LIMIT, 1),
-        Shape::of::<u32, u64>(abi::COUNTERS, REASONS),
+        Shape::of::<u32, u64>(abi::COUNTERS, abi::COUNTER_ENTRIES),
     ]
 }
 
@@ -270,10 +272,6 @@ pub(super) fn shapes(capacity: &Capacity) -> [Shape; 13] {
 const fn sources(capacity: &Capacity) -> u32 {
     capacity.frontends.saturating_add(4)
 }
-
-/// How many counters there are.
-#[expect(clippy::cast_possible_truncation, reason = "a few dozen")]
-const REASONS: u32 = Reason::ALL.len() as u32;
 
 /// All maps.
 pub(super) struct Tables {
@@ -421,8 +419,8 @@ impl Tables {
         Ok(all)
     }
 
-    /// How often each reason was given, over all CPUs.
-    pub(super) fn counters(&self) -> Result<Vec<(Reason, u64)>, Error> {
+    /// How often each reason was given where, over all CPUs.
+    pub(super) fn counters(&self) -> Result<Vec<Count>, Error> {
         let map = aya::maps::Map::from_map_data(MapData::from_fd(
             self.counters.fd().as_fd().try_clone_to_owned().map_err(|source| Error::Table {
                 action: "reading",
@@ -431,9 +429,12 @@ impl Tables {
             })?,
         )?)?;
         let counters: aya::maps::PerCpuArray<MapData, u64> = map.try_into()?;
-        Reason::ALL
-            .iter()
-            .map(|reason| Ok((*reason, counters.get(&(*reason as u32), 0)?.iter().sum())))
+        let places = Layer::ALL.iter().flat_map(|layer| Reason::ALL.iter().map(|reason| (*layer, *reason)));
+        places
+            .map(|(layer, reason)| {
+                let count = counters.get(&layer.counter(reason), 0)?.iter().sum();
+                Ok(Count { layer, reason, count })
+            })
             .collect()
     }
 }

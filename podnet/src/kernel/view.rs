@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use podnet_common::verdict::Reason;
+use podnet_common::verdict::{Layer, Reason};
 
 use super::attach::{self, Pin};
 use super::error::Error;
@@ -19,10 +19,21 @@ pub struct View {
 /// A program at its place.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Attachment {
-    /// The hook: `tcx ingress`, `clsact egress`, `connect4`, ...
+    /// The hook: `tcx ingress`, `clsact egress`, `xdp native`, `connect4`, ...
     pub hook: String,
     /// The interface or cgroup.
     pub target: String,
+}
+
+/// A counter of the kernel programs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Count {
+    /// Where a verdict was given.
+    pub layer: Layer,
+    /// Why.
+    pub reason: Reason,
+    /// How often.
+    pub count: u64,
 }
 
 impl View {
@@ -46,11 +57,11 @@ impl View {
         self.tables.snapshot()
     }
 
-    /// How often each reason was given.
+    /// How often each reason was given where.
     ///
     /// # Errors
     /// When the counters cannot be read.
-    pub fn counters(&self) -> Result<Vec<(Reason, u64)>, Error> {
+    pub fn counters(&self) -> Result<Vec<Count>, Error> {
         self.tables.counters()
     }
 
@@ -87,6 +98,7 @@ fn attachment(pin: Pin) -> Option<Attachment> {
         Pin::Filter { index, direction } => {
             (format!("clsact {}", attach::direction_name(direction)), interface(index))
         }
+        Pin::Xdp { index, driven } => (format!("xdp {}", driven.label()), interface(index)),
         Pin::Cgroup { hook, cgroup } => (hook, format!("cgroup {cgroup}")),
         Pin::Qdisc { .. } | Pin::Conntrack { .. } => return None,
     };

@@ -325,8 +325,8 @@ impl Variant {
         let counters: BTreeMap<_, _> = View::open(self.node.bpffs())?
             .counters()?
             .into_iter()
-            .filter(|(_, count)| *count > 0)
-            .map(|(reason, count)| (reason.label(), count))
+            .filter(|counter| counter.count > 0)
+            .map(|counter| (counter.reason.label(), counter.count))
             .collect();
         let (tc, socket) = (Reason::NewFlow.label(), Reason::SocketConnect.label());
         let (does, does_not) = if socket_lb == "off" { (tc, socket) } else { (socket, tc) };

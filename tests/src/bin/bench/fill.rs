@@ -172,6 +172,7 @@ impl Fill {
             short_cuts: self.short_cuts,
             timeouts: Timeouts::default(),
             attach: AttachMode::Auto,
+            xdp: None,
             capacity: capacity(&services)?,
         };
         let start = Instant::now();

@@ -1,0 +1,61 @@
+//! What virtual cables lack of network cards, for XDP.
+
+use std::fs;
+use std::path::Path;
+
+use anyhow::{Context as _, Result, ensure};
+use aya::programs::{Xdp, XdpMode};
+use aya::{Ebpf, EbpfLoader};
+use nix::net::if_::if_nametoindex;
+
+use crate::lab::Lab;
+use crate::process::Place;
+
+/// Has what leaves `places` by `eth0` carry whole checksums, as what a network card receives does. The kernel leaves
+/// them to the receiver otherwise, and programs of XDP are not told.
+///
+/// # Errors
+/// If the kernel does not.
+pub fn with_checksums(places: &[&Place]) -> Result<()> {
+    for place in places {
+        let set = place.command("ethtool")?.args(["-K", "eth0", "tx", "off"]).output()?;
+        ensure!(set.status.success(), "{}", String::from_utf8_lossy(&set.stderr));
+    }
+    Ok(())
+}
+
+/// A program that lets all frames pass, at the interfaces of a namespace, until it is dropped: podnet's own, without
+/// anything to translate. One end of a cable takes no frames of the other's driver without a program.
+pub struct Idle(Ebpf);
+
+impl Idle {
+    /// Loads it.
+    ///
+    /// # Errors
+    /// If there is no object, or the kernel refuses.
+    pub fn load(lab: &Lab) -> Result<Self> {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/bpf/podnet-ebpf.o");
+        let object = fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
+        let pins = lab.bpffs("idle")?;
+        fs::create_dir_all(&pins).with_context(|| format!("cannot create {}", pins.display()))?;
+        let mut ebpf = EbpfLoader::new().btf(None).default_map_pin_directory(&pins).load(&object)?;
+        program(&mut ebpf)?.load()?;
+        Ok(Self(ebpf))
+    }
+
+    /// Attaches it in the drivers of `interfaces` of this thread's namespace.
+    ///
+    /// # Errors
+    /// If one refuses.
+    pub fn attach(&mut self, interfaces: &[String]) -> Result<()> {
+        for name in interfaces {
+            let index = if_nametoindex(name.as_str()).with_context(|| format!("there is no {name}"))?;
+            program(&mut self.0)?.attach_to_if_index(index, XdpMode::Driver)?;
+        }
+        Ok(())
+    }
+}
+
+fn program(ebpf: &mut Ebpf) -> Result<&mut Xdp> {
+    Ok(ebpf.program_mut("from_net_xdp").context("the program is not in the object")?.try_into()?)
+}

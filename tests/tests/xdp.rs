@@ -1,0 +1,124 @@
+//! Clients outside are served at the network card: semantics §2, rows NodePort, LoadBalancer and externalIPs, and §5,
+//! row external traffic.
+
+use anyhow::{Context as _, Result, ensure};
+use podnet::kernel::View;
+use podnet_common::verdict::{Layer, Reason};
+use tests::agent::{Agent, Settings, SocketLb};
+use tests::cards::{Idle, with_checksums};
+use tests::lab::Lab;
+use tests::manifests::{Family, Manifests};
+use tests::node::Node;
+use tests::north_south::{frontends, is_served, service};
+use tests::peer::transfer;
+use tests::pod::PodKind;
+use tests::scene::{Cluster, node_address};
+
+/// Enough for many segments of every size, and little enough to be quick.
+const BYTES: u64 = 32 << 20;
+
+/// How often `reason` was given at the network cards of `node`.
+fn at_card(node: &Node, reason: Reason) -> Result<u64> {
+    View::open(node.bpffs())?
+        .counters()?
+        .into_iter()
+        .find_map(|of| (of.layer == Layer::Xdp && of.reason == reason).then_some(of.count))
+        .context("no such counter")
+}
+
+/// What an agent's node shows.
+fn status(agent: &Agent) -> String {
+    agent.podnet(&["status"]).map_or_else(
+        |error| error.to_string(),
+        |status| String::from_utf8_lossy(&status.stdout).into_owned() + &agent.last_words(),
+    )
+}
+
+/// Backends on the node see the client, others the node; what comes in is met at the card.
+fn from_outside(kind: PodKind, mode: &str) -> Result<()> {
+    let flags = ["--xdp", mode, "--xdp-interfaces", "eth0"];
+    let Some(cluster) = Cluster::start(kind, SocketLb::Off, &flags)? else { return Ok(()) };
+    let [first, second] = &cluster.nodes;
+    with_checksums(&[cluster.outside.place(), first.place(), second.place()])?;
+    let _idle = if mode == "native" { Some(cluster.lab.idle_at_ports()?) } else { None };
+    for (server, here) in [(&cluster.here, true), (&cluster.there, false)] {
+        cluster.apply(&service().with([server]))?;
+        for family in Family::ALL {
+            let seen = if here { cluster.outside_address(family) } else { node_address(first, family) };
+            let before =
+                [Reason::NewFlow, Reason::Established, Reason::Reply].map(|reason| at_card(first, reason));
+            for at in frontends(&cluster, family) {
+                is_served(cluster.outside.place(), at, server, Some(seen))
+                    .with_context(|| status(&cluster.agents[0]))?;
+            }
+            transfer(cluster.outside.place(), cluster.node_port(family), BYTES)?;
+            let [opened, requests, replies] = before;
+            ensure!(at_card(first, Reason::NewFlow)? > opened?, "{family:?} {}: no flow", server.name());
+            let met = at_card(first, Reason::Established)? - requests?;
+            ensure!(met > 1000, "{family:?} {}: {met} packets at the card", server.name());
+            let met = at_card(first, Reason::Reply)? - replies?;
+            ensure!((met > 1000) != here, "{family:?} {}: {met} answers at the card", server.name());
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn clients_outside_are_served_at_the_card_generic_ptp() -> Result<()> {
+    from_outside(PodKind::Ptp, "generic")
+}
+
+#[test]
+fn clients_outside_are_served_at_the_card_generic_bridge() -> Result<()> {
+    from_outside(PodKind::Bridge, "generic")
+}
+
+#[test]
+fn clients_outside_are_served_at_the_card_native_ptp() -> Result<()> {
+    from_outside(PodKind::Ptp, "native")
+}
+
+#[test]
+fn clients_outside_are_served_at_the_card_native_bridge() -> Result<()> {
+    from_outside(PodKind::Bridge, "native")
+}
+
+/// Somebody else's program stays, and is named; podnet serves behind it.
+#[test]
+fn another_program_at_the_card_stays() -> Result<()> {
+    let Some(lab) = Lab::start()? else { return Ok(()) };
+    let node = lab.node("a")?;
+    let mut idle = Idle::load(&lab)?;
+    node.place().netns.run(|| idle.attach(&["eth0".to_owned()]))?;
+    let manifests = Manifests::new(lab.folder("manifests")?);
+    let mut settings = Settings::new(&manifests, SocketLb::Off);
+    settings.further = ["--xdp", "native"].map(str::to_owned).to_vec();
+    let agent = Agent::start(&node, settings)?;
+    ensure!(agent.log().contains("another XDP program, from_net_xdp, is there"), "{}", agent.log());
+    let status = status(&agent);
+    ensure!(status.contains("tcx ingress") && !status.contains("xdp native"), "{status}");
+    Ok(())
+}
+
+/// An agent takes over from another one, whatever the mode; without `--xdp` nothing stays at the card, and nothing
+/// after the clean-up.
+#[test]
+fn the_card_is_taken_over() -> Result<()> {
+    let Some(lab) = Lab::start()? else { return Ok(()) };
+    let node = lab.node("a")?;
+    let manifests = Manifests::new(lab.folder("manifests")?);
+    let mut settings = Settings::new(&manifests, SocketLb::Off);
+    for modes in [["native", "native"], ["generic", "generic"], ["native", "generic"], ["generic", "off"]] {
+        for mode in modes {
+            settings.further = ["--xdp", mode].map(str::to_owned).to_vec();
+            let mut agent = Agent::start(&node, settings.clone())?;
+            let status = status(&agent);
+            for other in ["native", "generic"] {
+                let there = status.contains(&format!("xdp {other}"));
+                ensure!(there == (other == mode), "{modes:?}: {mode}:\n{status}");
+            }
+            agent.process().kill()?;
+        }
+    }
+    Ok(())
+}
