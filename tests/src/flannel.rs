@@ -59,9 +59,7 @@ impl Flannel {
             "IPv6Network": "fd00:10:244::/48",
             // The other way needs bridges whose packets iptables sees.
             "EnableNFTables": true,
-            // What the uplink carries, less what a tunnel over IPv6 takes more than one over IPv4: flannel takes
-            // them for the same.
-            "Backend": {"Type": "vxlan", "MTU": 1480},
+            "Backend": {"Type": "vxlan"},
         });
         fs::write(&config, text.to_string()).with_context(|| format!("cannot write {}", config.display()))?;
         let mut command = node.place().command(program)?;
