@@ -11,7 +11,7 @@ use crate::frame::Frame;
 use crate::packet;
 use crate::route::{Sender, enter, follow, is_due, movable};
 use crate::tables::Tables;
-use crate::verdict::Verdict;
+use crate::verdict::{Reason, Verdict};
 use crate::wire::Protocol;
 
 /// Decides about a packet that another machine has sent, of a known flow: nearly all of those to a Service. Others are
@@ -47,12 +47,12 @@ pub fn open<F: Frame, T: Tables>(frame: &mut F, tables: &mut T) -> Verdict {
     }
 }
 
-/// What there is to be done, if nothing is left to do: a sender is to be told why its packet cannot go on, or who the
-/// next hop is to be found out.
+/// The verdict, if nothing is left to do; else what is left is the stack's: a sender is to be told why its packet cannot
+/// go on, who the next hop is to be found out, or a route is another one where the frame's own interface is known.
 #[inline(always)]
 const fn finished(verdict: Verdict) -> Verdict {
     match verdict {
-        Verdict::Complain | Verdict::Pass(_) => Verdict::Leave,
+        Verdict::Complain | Verdict::Pass(_) | Verdict::Drop(Reason::NoRoute) => Verdict::Leave,
         verdict => verdict,
     }
 }

@@ -5,8 +5,8 @@
 //! runs in the kernel (over an skb and BPF maps) and in `cargo test` (over a `Vec<u8>` and hash maps).
 //!
 //! The way of a packet: [`packet::parse`] reads its headers, [`route::route`] decides or leaves that to
-//! [`route::open`], [`route::rest`] or [`route::sctp`] (at a network card [`early::early`] comes first), [`nat::rewrite`] or [`reject::reply`] changes its bytes,
-//! and a [`Verdict`](verdict::Verdict) says where it goes.
+//! [`route::open`], [`route::rest`] or [`route::sctp`] (at a network card [`early::early`] comes first),
+//! [`nat::rewrite`] or [`reject::reply`] changes its bytes, and a [`Verdict`](verdict::Verdict) says where it goes.
 #![no_std]
 #![forbid(unsafe_code)]
 

@@ -64,7 +64,8 @@ impl Layer {
     pub const ALL: [Self; 2] = [Self::Stack, Self::Xdp];
 
     /// How many they are.
-    pub const COUNT: u32 = 2;
+    #[expect(clippy::cast_possible_truncation, reason = "two")]
+    pub const COUNT: u32 = Self::ALL.len() as u32;
 
     /// The name in metrics.
     pub const fn label(self) -> &'static str {

@@ -282,8 +282,9 @@ pub fn from_net_xdp_open(ctx: XdpContext) -> u32 {
     early_open(&ctx)
 }
 
-/// Does what `from_net_xdp` does, behind the drivers. A program for frames in pieces must not be there: Linux 6.18 makes
-/// another skb for one, which does not know how long its Ethernet header is, and hands it to `from_net` without that.
+/// Does what `from_net_xdp` does, behind the drivers. A program for frames in pieces must not be there: Linux 6.18
+/// makes another skb for one, which does not know how long its Ethernet header is, and hands it to `from_net` without
+/// that.
 #[xdp]
 pub fn from_net_xdp_generic(ctx: XdpContext) -> u32 {
     early(&ctx)

@@ -92,6 +92,7 @@ pub(crate) static UDP_STREAM_TIMEOUT: Global<u32> = Global::new(Timeout::UdpStre
 #[map]
 pub(crate) static LIMIT: PerCpuArray<Limit> = PerCpuArray::pinned(1, 0);
 
+/// To which interfaces the programs at other network cards send frames.
 #[map]
 pub(crate) static XDP_INTERFACES: HashMap<u32, u32> =
     HashMap::pinned(XDP_INTERFACE_ENTRIES, BPF_F_NO_PREALLOC);

@@ -37,7 +37,8 @@ impl EbpfContext for Card<'_> {
     }
 }
 
-/// A frame at an XDP hook. Its headers lie in one piece, and its checksums are whole.
+/// A frame at an XDP hook. Its headers lie in one piece, and its checksums are taken for whole: programs are not told
+/// that those of a frame from this machine, over a veth or from a virtual machine, need not be.
 pub(crate) struct XdpFrame<'a>(pub(crate) &'a XdpContext);
 
 impl XdpFrame<'_> {

@@ -531,7 +531,7 @@ impl Agent {
     /// all the same.
     fn attach_xdp(&mut self, side: Side, link: &Link) {
         let interface = link.name.as_str();
-        if side != Side::Net || !self.xdp_interfaces.matches(interface) {
+        if side != Side::Net || link.vlan || !self.xdp_interfaces.matches(interface) {
             if let Err(error) = self.dataplane.detach_xdp(link.index) {
                 warn!(%error, interface, "a network card could not be detached from");
             }
@@ -546,7 +546,7 @@ impl Agent {
             Err(error) => warn!(
                 %error,
                 interface,
-                "packets are not met at this network card, but behind it; --xdp says where they are to be"
+                "packets are not met at this network card, but behind it; --xdp-interfaces leaves it out"
             ),
         }
     }

@@ -36,7 +36,7 @@ impl Patterns {
 
     /// What network cards, and bonds of them, are called by the kernel, by systemd (systemd.net-naming-scheme(7)) and
     /// by administrators.
-    pub const CARDS: &str = "eth*,en*,ib*,bond*";
+    pub const CARDS: &str = "eth*,en*,bond*";
 
     /// Whether one of the patterns matches.
     pub fn matches(&self, name: &str) -> bool {
@@ -95,6 +95,8 @@ pub struct Link {
     pub master: Option<u32>,
     /// Whether it is one end of a virtual cable.
     pub veth: bool,
+    /// Whether it is a VLAN of another interface.
+    pub vlan: bool,
     /// The id of the XDP program that it has.
     pub xdp: Option<u32>,
 }
@@ -379,7 +381,8 @@ fn link(message: &LinkMessage) -> Option<Link> {
                 | LinkInfo::PortKind(InfoPortKind::Bond)
         )
     });
-    let veth = infos().any(|info| matches!(info, LinkInfo::Kind(InfoKind::Veth)));
+    let is = |kind: &InfoKind| infos().any(|info| matches!(info, LinkInfo::Kind(of) if of == kind));
+    let (veth, vlan) = (is(&InfoKind::Veth), is(&InfoKind::Vlan));
     let xdp = message.attributes.iter().find_map(|attribute| match attribute {
         LinkAttribute::Xdp(told) => told.iter().find_map(|told| match told {
             LinkXdp::ProgId(id) => Some(*id),
@@ -387,7 +390,7 @@ fn link(message: &LinkMessage) -> Option<Link> {
         }),
         _ => None,
     });
-    Some(Link { index: message.header.index, name, header, up, indirect, master, veth, xdp })
+    Some(Link { index: message.header.index, name, header, up, indirect, master, veth, vlan, xdp })
 }
 
 #[cfg(test)]
@@ -406,6 +409,7 @@ mod tests {
             indirect: false,
             master: None,
             veth: false,
+            vlan: false,
             xdp: None,
         }
     }

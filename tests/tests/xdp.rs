@@ -100,6 +100,14 @@ fn another_program_at_the_card_stays() -> Result<()> {
     Ok(())
 }
 
+/// What `ip` tells of the card of `node`: `xdp` if the program is in the driver, `xdpgeneric` if it is behind it.
+fn mode_of_card(node: &Node) -> Result<Option<String>> {
+    let shown = node.place().command("ip")?.args(["link", "show", "eth0"]).output()?;
+    ensure!(shown.status.success(), "{}", String::from_utf8_lossy(&shown.stderr));
+    let shown = String::from_utf8_lossy(&shown.stdout).into_owned();
+    Ok(shown.split_whitespace().find(|word| word.starts_with("xdp")).map(str::to_owned))
+}
+
 /// An agent takes over from another one, whatever the mode; without `--xdp` nothing stays at the card, and nothing
 /// after the clean-up.
 #[test]
@@ -117,7 +125,14 @@ fn the_card_is_taken_over() -> Result<()> {
                 let there = status.contains(&format!("xdp {other}"));
                 ensure!(there == (other == mode), "{modes:?}: {mode}:\n{status}");
             }
+            let known = [("native", "xdp"), ("generic", "xdpgeneric")];
+            let expected = known.into_iter().find_map(|(name, word)| (name == mode).then(|| word.to_owned()));
+            ensure!(mode_of_card(&node)? == expected, "{modes:?}: {mode}: {:?}", mode_of_card(&node)?);
             agent.process().kill()?;
+            if mode == "generic" {
+                ensure!(agent.podnet(&["cleanup"])?.status.success());
+                ensure!(mode_of_card(&node)?.is_none(), "something stays after the clean-up");
+            }
         }
     }
     Ok(())

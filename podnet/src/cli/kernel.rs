@@ -43,11 +43,13 @@ enum Xdp {
     /// They are met behind them only.
     #[default]
     Off,
-    /// Where the driver has XDP; not at one end of a veth, whose other end would need a program as well.
+    /// Where the driver has XDP; not at one end of a veth, whose other end would need a program as well, and whose
+    /// checksums are not whole.
     Auto,
-    /// By the driver's XDP.
+    /// By the driver's XDP, which also has to take frames that programs at the other cards send.
     Native,
-    /// By the kernel's, which does without the driver's help and is slower.
+    /// By the kernel's, which does without the driver's help and is slower; for cards without VLANs, and that give whole
+    /// checksums.
     Generic,
 }
 

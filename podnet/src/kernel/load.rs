@@ -73,15 +73,23 @@ impl Dataplane {
             tables.set_networks(ServiceNetworks::default())?;
         }
         load_interface_programs(&mut ebpf)?;
-        if let Some(policy) = settings.xdp {
-            xdp::load(&mut ebpf, policy)?;
-        }
+        let xdp = match settings.xdp.map(|policy| (policy, xdp::load(&mut ebpf, policy))) {
+            Some((XdpPolicy::Auto, Err(error))) => {
+                tracing::warn!(%error, "packets are not met at network cards");
+                None
+            }
+            Some((policy, loaded)) => {
+                loaded?;
+                Some(policy)
+            }
+            None => None,
+        };
         let xdp_interfaces = xdp::Interfaces::open(staging.directory(), &pins)?;
         let next = NextPrograms::install(&mut ebpf, staging.directory())?;
         if cgroup.is_some() {
             load_socket_programs(&mut ebpf)?;
         }
-        xdp::install_next(&mut ebpf, settings.xdp, staging.directory(), &pins)?;
+        xdp::install_next(&mut ebpf, xdp, staging.directory(), &pins)?;
         staging.finish()?;
         let replaced = staging.into_replaced();
         Ok(Self {
@@ -92,7 +100,7 @@ impl Dataplane {
             replaced,
             pins,
             attach: settings.attach,
-            xdp: settings.xdp,
+            xdp,
             xdp_interfaces,
             cgroup,
         })
@@ -151,7 +159,12 @@ impl Dataplane {
     /// When the kernel refuses; [`AttachMode::Auto`] has then tried tcx and clsact.
     pub fn attach_interface(&mut self, side: Side, index: u32, name: &str) -> Result<(), Error> {
         self.next.keep(&self.pins)?;
-        attach::attach_interface(&mut self.ebpf, &self.pins, self.attach, side, index, name)
+        let attached = attach::attach_interface(&mut self.ebpf, &self.pins, self.attach, side, index, name);
+        if attached.is_err() {
+            // Answers are translated by those programs. The first error is the one to tell.
+            let _ = self.detach_xdp(index);
+        }
+        attached
     }
 
     /// Attaches the program at network cards, or replaces that of an earlier agent, which stays nowhere else. How it
@@ -179,8 +192,8 @@ impl Dataplane {
     /// # Errors
     /// When a pin cannot be removed.
     pub fn detach_interface(&mut self, index: u32) -> Result<(), Error> {
-        self.detach_xdp(index)?;
-        attach::detach_interface(&self.pins, index)
+        let detached = self.detach_xdp(index);
+        attach::detach_interface(&self.pins, index).and(detached)
     }
 
     /// The indexes of the interfaces that this or an earlier agent has attached programs to.

@@ -74,6 +74,24 @@ impl Pins {
         Ok(())
     }
 
+    /// Undoes and removes the pins of links of other layout versions that are `meant`.
+    pub(super) fn forget_in_other_layouts(&self, meant: impl Fn(&attach::Pin) -> bool) -> Result<(), Error> {
+        let bpffs = self.root.parent().unwrap_or(&self.root);
+        for version in layouts(bpffs)? {
+            let links = bpffs.join(version).join("links");
+            if links == self.links() {
+                continue;
+            }
+            for name in names(&links)? {
+                if name.parse().is_ok_and(|pin| meant(&pin)) {
+                    attach::undo(&links.join(&name))?;
+                    remove_file(&links.join(&name))?;
+                }
+            }
+        }
+        Ok(())
+    }
+
     /// The names of all pinned links, sorted.
     pub(super) fn link_names(&self) -> Result<Vec<String>, Error> {
         names(&self.links())

@@ -60,7 +60,7 @@ pub(super) fn install_next(
     Ok(open()?.pin(place)?)
 }
 
-/// The interfaces that have the program in their drivers: others' may send frames to them.
+/// The interfaces whose drivers take frames that programs at other interfaces send.
 pub(super) struct Interfaces(Table<u32, u32>);
 
 impl Interfaces {
@@ -94,16 +94,20 @@ impl Interfaces {
             self.detach(pins, index)?;
             return Err(failed("the other end of a veth needs a program too".to_owned()));
         }
-        if driven == Driven::Generic {
+        // That a driver runs programs does not say that it takes frames of others': who names the mode vouches for it.
+        if policy != XdpPolicy::Native {
             self.0.remove(&[index])?;
         }
         attach::forget(pins, &Pin::Xdp { index, driven: driven.other() })?;
+        pins.forget_in_other_layouts(|pin| matches!(pin, Pin::Xdp { index: at, .. } if *at == index))?;
         if let Err(error) = attach_as(ebpf, pins, driven, index) {
             self.detach(pins, index)?;
             return Err(failed(reason(&error, target.there)));
         }
-        if driven == Driven::Native {
-            self.0.insert(&[(index, 1)])?;
+        if policy == XdpPolicy::Native
+            && let Err(error) = self.0.insert(&[(index, 1)])
+        {
+            tracing::warn!(%error, interface = target.name, "other network cards send nothing to this one");
         }
         Ok(driven)
     }
@@ -130,7 +134,8 @@ fn attach_as(ebpf: &mut Ebpf, pins: &Pins, driven: Driven, index: u32) -> Result
             return Ok(());
         }
         // The interface it was attached to is gone, and another one has got its index.
-        remove_file(&path).map_err(|error| ProgramError::IOError(io::Error::other(error)))?;
+        attach::forget(pins, &Pin::Xdp { index, driven })
+            .map_err(|error| ProgramError::IOError(io::Error::other(error)))?;
     }
     let mode = match driven {
         Driven::Native => XdpMode::Driver,
@@ -145,7 +150,7 @@ fn attach_as(ebpf: &mut Ebpf, pins: &Pins, driven: Driven, index: u32) -> Result
 /// Why the program could not be attached where the program with the id `there` is.
 fn reason(error: &ProgramError, there: Option<u32>) -> String {
     match os_error(error) {
-        Some(libc::EOPNOTSUPP) => "its driver has no XDP".to_owned(),
+        Some(libc::EOPNOTSUPP) => "its driver has no XDP, or not as it is set up".to_owned(),
         Some(libc::EBUSY | libc::EEXIST) => match there.and_then(program_name) {
             Some(name) => format!("another XDP program, {name}, is there"),
             None => "another XDP program is there".to_owned(),
