@@ -1,4 +1,4 @@
-//! The door to an skb's bytes.
+//! The door to an skb's bytes, and what it has in common with that of other frames.
 
 use aya_ebpf::bindings::{BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR};
 use aya_ebpf::helpers::generated::{bpf_csum_update, bpf_l4_csum_replace, bpf_skb_change_tail};
@@ -23,6 +23,21 @@ const LEAST_V6: usize = ETHERNET + IPV6 + 20;
 const FARTHEST: usize = 1023;
 /// How much is made readable of a frame whose headers do not lie in one piece.
 const HEADERS: u32 = 128;
+
+/// Where `T` stands at `offset` of the bytes from `data` to `end`, if it does in whole.
+#[inline(always)]
+pub(crate) fn at<T>(data: usize, end: usize, offset: usize) -> Option<*mut T> {
+    let start = data + offset;
+    (start + size_of::<T>() <= end).then_some(start as *mut T)
+}
+
+/// [`Frame::place`] of any frame.
+#[inline(always)]
+pub(crate) fn place(offset: usize) -> Option<usize> {
+    // SAFETY: reads a local variable, in a way that the compiler has to believe.
+    let offset = unsafe { (&raw const offset).read_volatile() };
+    (offset <= FARTHEST).then_some(offset)
+}
 
 /// An skb at a tc hook.
 pub(crate) struct Skb<'a>(&'a TcContext);
@@ -69,8 +84,7 @@ impl<'a> Skb<'a> {
     /// Where `T` stands at `offset`, if it does in whole.
     #[inline(always)]
     fn at<T>(&self, offset: usize) -> Option<*mut T> {
-        let start = self.0.data() + offset;
-        (start + size_of::<T>() <= self.0.data_end()).then_some(start as *mut T)
+        at(self.0.data(), self.0.data_end(), offset)
     }
 }
 
@@ -99,9 +113,7 @@ impl Frame for Skb<'_> {
 
     #[inline(always)]
     fn place(&self, offset: usize) -> Option<usize> {
-        // SAFETY: reads a local variable, in a way that the compiler has to believe.
-        let offset = unsafe { (&raw const offset).read_volatile() };
-        (offset <= FARTHEST).then_some(offset)
+        place(offset)
     }
 
     #[inline(always)]

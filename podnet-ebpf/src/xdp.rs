@@ -10,8 +10,7 @@ use podnet_common::packet::ETHERNET;
 use podnet_common::wire::Be16;
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
-/// How far from the start of a frame a header may stand.
-const FARTHEST: usize = 1023;
+use crate::frame;
 
 /// A network card at which a frame is met.
 pub(crate) struct Card<'a> {
@@ -45,8 +44,7 @@ impl XdpFrame<'_> {
     /// Where `T` stands at `offset`, if it does in whole.
     #[inline(always)]
     fn at<T>(&self, offset: usize) -> Option<*mut T> {
-        let start = self.0.data() + offset;
-        (start + size_of::<T>() <= self.0.data_end()).then_some(start as *mut T)
+        frame::at(self.0.data(), self.0.data_end(), offset)
     }
 }
 
@@ -69,9 +67,7 @@ impl Frame for XdpFrame<'_> {
 
     #[inline(always)]
     fn place(&self, offset: usize) -> Option<usize> {
-        // SAFETY: reads a local variable, in a way that the compiler has to believe.
-        let offset = unsafe { (&raw const offset).read_volatile() };
-        (offset <= FARTHEST).then_some(offset)
+        frame::place(offset)
     }
 
     #[inline(always)]
