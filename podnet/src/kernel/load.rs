@@ -254,7 +254,7 @@ pub(super) fn load_interface_programs(ebpf: &mut Ebpf) -> Result<(), Error> {
 
 /// Has the kernel verify the programs `names` by `load`, on all cores: each is verified for itself, and that is
 /// nearly all of an agent's start.
-fn load_programs<P>(
+pub(super) fn load_programs<P>(
     ebpf: &mut Ebpf,
     names: &[&'static str],
     load: impl Fn(&mut P) -> Result<(), ProgramError> + Sync,

@@ -16,6 +16,7 @@ use podnet_common::abi;
 
 use super::attach::{self, Pin, os_error, program_mut, wrapped};
 use super::error::Error;
+use super::load::load_programs;
 use super::pins::{Pins, remove_file};
 use super::tables::Table;
 use super::{Driven, XdpPolicy, XdpTarget};
@@ -31,10 +32,7 @@ const fn programs(driven: Driven) -> [&'static str; 2] {
 
 /// Has the kernel verify the programs that `policy` is about.
 pub(super) fn load(ebpf: &mut Ebpf, policy: XdpPolicy) -> Result<(), Error> {
-    programs(policy.driven()).into_iter().try_for_each(|name| {
-        let program: &mut Xdp = program_mut(ebpf, name)?;
-        program.load().map_err(|source| Error::Load { program: name, source })
-    })
+    load_programs(ebpf, &programs(policy.driven()), Xdp::load)
 }
 
 /// Fills the program array that was loaded with `ebpf`, and is pinned in `made`, and pins it in the place of an earlier
