@@ -4,7 +4,7 @@
 //! [`route`](crate::route) would; all else is left to that, untouched. Both use the same tables, so a flow's packets
 //! may take either way at any time.
 
-use crate::conntrack::{Direction, Flow, Way};
+use crate::conntrack::{Direction, Flow, REFRESH, Time, Way};
 use crate::filter::Place;
 use crate::fragment::{self, Fragment};
 use crate::frame::Frame;
@@ -27,7 +27,7 @@ pub fn early<F: Frame, T: Tables>(frame: &mut F, tables: &mut T) -> Verdict {
     if let Some(flow) = tables.flow(&packet.tuple)
         && flow.alive(protocol, now, tables)
     {
-        if !is_from_outside(&flow) || is_due(&packet, &flow, now) {
+        if !is_from_outside(&flow) || is_due(&packet, &flow, now) || asks_for_its_neighbour(&flow, now) {
             return Verdict::Leave;
         }
         if let Some(verdict) = follow::<false, _, _>(frame, tables, &packet, &flow, now) {
@@ -55,6 +55,13 @@ const fn finished(verdict: Verdict) -> Verdict {
         Verdict::Complain | Verdict::Pass(_) | Verdict::Drop(Reason::NoRoute) => Verdict::Leave,
         verdict => verdict,
     }
+}
+
+/// Whether it is time that the stack sends a packet of an entry's on: it asks then whether the next hop is still there,
+/// at the same address (RFC 4861, 7.3), which nobody would who reads that from its table.
+#[inline(always)]
+fn asks_for_its_neighbour(flow: &Flow, now: Time) -> bool {
+    flow.way == Way::MASQUERADE && now.since(flow.seen) >= REFRESH
 }
 
 /// Whether packets of an entry come from other machines and go on without the node being their sender or receiver.

@@ -417,9 +417,21 @@ pub(crate) fn enter<F: Frame, T: Tables>(
     } else if middle {
         // It may belong to a connection that somebody else translates since before podnet was here.
         Verdict::Pass(Reason::MidConnection)
+    } else if sender == Sender::Net && is_translated(tables, &packet.tuple) {
+        Verdict::Pass(Reason::NotService)
     } else {
         begin(frame, tables, packet, &frontend, stale, sender)
     }
+}
+
+/// Whether a packet from outside has got its backend already, at the network card: one that is a frontend too.
+#[inline(always)]
+fn is_translated<T: Tables>(tables: &T, tuple: &Tuple) -> bool {
+    tables.may_hold(Place::of_backend(tuple.destination()))
+        && tables.flow(&tuple.reply()).is_some_and(|flow| {
+            let answers = flow.way == Way::OUTSIDE && flow.state.direction() == Direction::Reply;
+            answers && flow.alive(tuple.protocol(), tables.now(), tables)
+        })
 }
 
 /// What becomes of a packet to an address that no Service has, or has any more.

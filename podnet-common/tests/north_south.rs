@@ -203,6 +203,25 @@ fn a_network_card_serves_clients_outside() {
     }
 }
 
+/// An external address of the node with the port of a backend in its network, for instance.
+#[test]
+fn a_backend_that_is_a_frontend_is_not_translated_twice() {
+    for mut cast in casts() {
+        let backend = cast.backends[LOCAL];
+        cast.tables.serve(backend, cast.protocol, [pod(cast.family, 7, 9090)]);
+        cast.draw(LOCAL);
+        let mut first = opening(cast.client, cast.node, cast.protocol);
+        assert_eq!(at_the_card(&mut first, &mut cast.tables), Verdict::Translated(Reason::NewFlow));
+        let translated = first.clone();
+        assert_eq!(from_net(&mut first, &mut cast.tables), Verdict::Pass(Reason::NotService));
+        assert_eq!(first, translated);
+
+        let mut direct = opening(outside(cast.family, 8, 40000), backend, cast.protocol);
+        assert_eq!(from_net(&mut direct, &mut cast.tables), Verdict::Forward(UPLINK, Reason::NewFlow));
+        assert_eq!(read(&direct).unwrap().to(), pod(cast.family, 7, 9090));
+    }
+}
+
 /// Whatever the card's program cannot finish.
 #[test]
 fn a_network_card_leaves_the_rest_to_the_stack() {
@@ -222,7 +241,17 @@ fn a_network_card_leaves_the_rest_to_the_stack() {
             change(&mut tables);
             assert_eq!(at_the_card(&mut more, &mut tables), Verdict::Leave, "{case}");
         }
-        let mut to_node = data(cast.backends[REMOTE], seen.from(), cast.protocol);
+        let mut answer = data(cast.backends[REMOTE], seen.from(), cast.protocol);
+        let mut tables = cast.tables.clone();
+        tables.wait(1);
+        for packet in [&mut more, &mut answer] {
+            assert_eq!(at_the_card(packet, &mut tables), Verdict::Leave, "the next hop may have gone");
+            let mut behind = packet.clone();
+            assert!(matches!(from_net(&mut behind, &mut tables), Verdict::Forward(UPLINK, _)));
+            let mut next = packet.clone();
+            assert!(matches!(at_the_card(&mut next, &mut tables), Verdict::Forward(UPLINK, _)));
+        }
+        let mut to_node = answer;
         for flow in cast.tables.flows.values_mut() {
             flow.way = Way::NODE;
         }
