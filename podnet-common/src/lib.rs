@@ -27,6 +27,7 @@ pub mod host;
 pub mod icmp;
 mod ip;
 pub mod limit;
+pub mod maglev;
 pub mod nat;
 pub mod network;
 pub mod origin;

@@ -544,7 +544,7 @@ fn begin<F: Frame, T: Tables>(
     if frontend.flags.has(FrontendFlags::SOURCE_RANGES) && !tables.admits(frontend.service, client.addr) {
         return Verdict::Drop(Reason::SourceRange);
     }
-    let choice = match select(tables, frontend, sender.side(), client.addr) {
+    let choice = match select(tables, frontend, sender.side(), &packet.tuple) {
         Ok(choice) => choice,
         Err(Nobody::NoneLocal) => return Verdict::Drop(Reason::NoneLocal),
         Err(Nobody::NoEndpoints) => return refuse(frame, tables, packet, sender.way(), Reason::NoEndpoints),

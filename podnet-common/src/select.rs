@@ -1,14 +1,16 @@
 //! Choosing a backend for a new connection.
 //!
-//! The choice is a slot, drawn uniformly, unless the client is remembered. What the slots hold is user
-//! space's business: equal shares, weights or a permutation of them all are tables, not code.
+//! The choice is a slot, drawn uniformly or told by a hash, unless the client is remembered. What the slots hold is
+//! user space's business: equal shares, weights or a permutation of them all are tables, not code.
 
 use crate::affinity::{Affinity, AffinityKey};
+use crate::conntrack::Tuple;
+use crate::maglev;
 use crate::service::{
-    Backend, BackendFlags, BackendId, BackendRef, Frontend, FrontendFlags, FrontendKind, SlotRange,
+    Algorithm, Backend, BackendFlags, BackendId, BackendRef, Frontend, FrontendFlags, FrontendKind, SlotRange,
 };
 use crate::tables::Services;
-use crate::wire::{Addr, Endpoint};
+use crate::wire::{Be16, Endpoint};
 
 /// The backend chosen for a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,7 +43,7 @@ pub enum Nobody {
     NoneLocal,
 }
 
-/// The backend of `frontend` for a new connection of `client`, coming from `side`.
+/// The backend of `frontend` for a new connection with a first packet of `tuple`, coming from `side`.
 ///
 /// A client that is remembered gets the backend it had, if that is still in the set that is to be chosen
 /// from. A choice is remembered from now on, another time each time: by new connections, not by packets.
@@ -53,7 +55,7 @@ pub fn select<S: Services>(
     services: &mut S,
     frontend: &Frontend,
     side: Side,
-    client: Addr,
+    tuple: &Tuple,
 ) -> Result<Choice, Nobody> {
     let (slots, local, drop) = match side {
         Side::Inside => (frontend.inside, FrontendFlags::INSIDE_LOCAL, FrontendFlags::INSIDE_DROP),
@@ -67,15 +69,23 @@ pub fn select<S: Services>(
         Nobody::NoEndpoints
     };
     if frontend.affinity == 0 {
-        return draw(services, slots).ok_or(nobody);
+        let number = number(services, frontend, side, tuple);
+        return at(services, slots, number).ok_or(nobody);
     }
     let set = if frontend.flags.has(local) { BackendFlags::IN_LOCAL } else { BackendFlags::IN_CLUSTER };
-    let key = AffinityKey::new(frontend.service, client);
+    let client = tuple.source();
+    let key = AffinityKey::new(frontend.service, client.addr);
     let now = services.now();
     let remembered = services.affinity(&key).filter(|affinity| affinity.holds(frontend.affinity, now));
     let choice = match remembered.and_then(|affinity| recall(services, affinity.backend, set)) {
         Some(choice) => choice,
-        None => draw(services, slots).ok_or(nobody)?,
+        None => {
+            // Nodes that have not seen the client before send it where the others do.
+            let anywhere = Endpoint { port: Be16::new(0), ..client };
+            let tuple = Tuple::between(anywhere, tuple.destination(), tuple.protocol());
+            let number = number(services, frontend, side, &tuple);
+            at(services, slots, number).ok_or(nobody)?
+        }
     };
     services.remember_client(&key, &Affinity::new(choice.backend, now));
     Ok(choice)
@@ -89,16 +99,25 @@ fn recall<S: Services>(services: &S, remembered: BackendRef, set: BackendFlags) 
     valid.then(|| choice(remembered.id, &backend))
 }
 
-/// Draws a backend of `slots`; `None` if there is none.
+/// What says which slot: any number is as likely as any other.
 #[inline(always)]
-fn draw<S: Services>(services: &mut S, slots: SlotRange) -> Option<Choice> {
+fn number<S: Services>(services: &mut S, frontend: &Frontend, side: Side, tuple: &Tuple) -> u32 {
+    match side {
+        Side::Outside if frontend.algorithm == Algorithm::MAGLEV => maglev::hash(tuple),
+        _ => services.random(),
+    }
+}
+
+/// The backend of the slot that `number` says; `None` if there is none.
+#[inline(always)]
+fn at<S: Services>(services: &S, slots: SlotRange, number: u32) -> Option<Choice> {
     if slots.count == 0 {
         return None;
     }
     // Multiply and shift: uniform without a division (Lemire, "Fast random integer generation in an
     // interval"); the bias of count / 2^32 is beyond measuring.
-    let drawn = (u64::from(services.random()) * u64::from(slots.count)) >> 32;
-    let id = services.slot(slots.base.wrapping_add(drawn as u32)).filter(|id| *id != BackendId::NOBODY)?;
+    let slot = (u64::from(number) * u64::from(slots.count)) >> 32;
+    let id = services.slot(slots.base.wrapping_add(slot as u32)).filter(|id| *id != BackendId::NOBODY)?;
     // Generations count from 1: a place without one was never given out.
     let backend = services.backend(id).filter(|backend| backend.generation != 0)?;
     Some(choice(id, &backend))

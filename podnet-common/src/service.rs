@@ -105,7 +105,9 @@ pub struct Frontend {
     pub kind: FrontendKind,
     /// What else there is to know.
     pub flags: FrontendFlags,
-    zero: [u8; 2],
+    /// How a slot is chosen for a connection from outside.
+    pub algorithm: Algorithm,
+    zero: u8,
 }
 
 impl Frontend {
@@ -118,7 +120,8 @@ impl Frontend {
             affinity: 0,
             kind,
             flags: FrontendFlags::NONE,
-            zero: [0; 2],
+            algorithm: Algorithm::RANDOM,
+            zero: 0,
         }
     }
 
@@ -132,6 +135,19 @@ impl Frontend {
     pub const fn ranges(&self) -> [SlotRange; 2] {
         [self.inside, self.outside]
     }
+}
+
+/// How a slot is chosen.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(transparent)]
+pub struct Algorithm(pub u8);
+
+impl Algorithm {
+    /// By chance.
+    pub const RANDOM: Self = Self(0);
+    /// By a [hash](crate::maglev) of addresses and ports, of the client's address alone where there is affinity: the
+    /// slots are then a permutation that is the same on all nodes. Clients inside choose by chance.
+    pub const MAGLEV: Self = Self(1);
 }
 
 /// Slots one after the other.

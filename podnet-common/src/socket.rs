@@ -7,6 +7,7 @@
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use crate::affinity::sockets_of;
+use crate::conntrack::Tuple;
 use crate::select::{Nobody, Side, select};
 use crate::service::{BackendRef, FrontendFlags, FrontendKey};
 use crate::tables::Services;
@@ -169,12 +170,14 @@ fn lead<S: Sockets, C: Caller>(
         return Verdict::Pass;
     }
     let client = if frontend.affinity == 0 { Addr::default() } else { sockets_of(caller.netns()) };
-    let choice = match select(sockets, &frontend, Side::Inside, client) {
-        Ok(choice) => choice,
-        Err(Nobody::NoEndpoints | Nobody::NoPort) => return Verdict::Refuse(Reason::SocketRefused),
-        // Its packets are dropped.
-        Err(Nobody::NoneLocal) => return Verdict::Pass,
-    };
+    let client = Endpoint { addr: client, port: Be16::new(0) };
+    let choice =
+        match select(sockets, &frontend, Side::Inside, &Tuple::between(client, destination, protocol)) {
+            Ok(choice) => choice,
+            Err(Nobody::NoEndpoints | Nobody::NoPort) => return Verdict::Refuse(Reason::SocketRefused),
+            // Its packets are dropped.
+            Err(Nobody::NoneLocal) => return Verdict::Pass,
+        };
     let key = PeerKey::new(caller.cookie(), Known::Backend, choice.endpoint, protocol);
     sockets.remember(&key, &Peer::new(destination, choice.backend));
     Verdict::Lead(choice.endpoint, reason)

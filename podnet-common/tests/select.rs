@@ -4,21 +4,27 @@
 mod support;
 
 use podnet_common::affinity::{Affinity, AffinityKey};
-use podnet_common::conntrack::Time;
+use podnet_common::conntrack::{Time, Tuple};
 use podnet_common::host::HostTables;
+use podnet_common::maglev::hash;
 use podnet_common::select::{Choice, Nobody, Side, select};
 use podnet_common::service::{
-    BackendFlags, BackendId, Frontend, FrontendFlags, FrontendKind, ServiceId, SlotRange,
+    Algorithm, BackendFlags, BackendId, Frontend, FrontendFlags, FrontendKind, ServiceId, SlotRange,
 };
 use podnet_common::tables::Services;
-use podnet_common::wire::{Addr, Family, Protocol};
+use podnet_common::wire::{Be16, Endpoint, Family, Protocol};
 use proptest::prelude::*;
 use support::*;
+
+/// What a client sends first.
+fn from(client: u8) -> Tuple {
+    Tuple::between(pod(Family::V4, client, 40_000), service(Family::V4, 1, 80), Protocol::TCP)
+}
 
 /// The choice for a client inside, of a frontend with these slots.
 fn inside(services: &mut impl Services, slots: SlotRange) -> Result<Choice, Nobody> {
     let frontend = Frontend::new(FrontendKind::CLUSTER_IP, ServiceId(1), slots);
-    select(services, &frontend, Side::Inside, Addr::default())
+    select(services, &frontend, Side::Inside, &from(0))
 }
 
 /// Pearson's chi-square over 100,000 choices stays below the 99.9 % quantile, which is about
@@ -33,7 +39,7 @@ fn every_backend_gets_its_share() {
         let frontend = *tables.frontends.values().next().unwrap();
         let mut counts = vec![0_u32; count.into()];
         for _ in 0..CHOICES {
-            let choice = select(&mut tables, &frontend, Side::Inside, Addr::default()).unwrap();
+            let choice = select(&mut tables, &frontend, Side::Inside, &from(0)).unwrap();
             counts[choice.backend.id.0 as usize - 1] += 1;
         }
         let expected = f64::from(CHOICES) / f64::from(count);
@@ -52,9 +58,8 @@ fn shares_are_equal_over_the_whole_range_of_random_numbers() {
     let mut counts = [0_u32; 5];
     for random in (0..=u32::MAX).step_by(1 << 16) {
         tables.drawn.push_back(random);
-        counts[select(&mut tables, &frontend, Side::Inside, Addr::default()).unwrap().backend.id.0
-            as usize
-            - 1] += 1;
+        counts[select(&mut tables, &frontend, Side::Inside, &from(0)).unwrap().backend.id.0 as usize - 1] +=
+            1;
     }
     assert!(counts.iter().max().unwrap() - counts.iter().min().unwrap() <= 1, "{counts:?}");
 }
@@ -68,7 +73,7 @@ fn the_choice_carries_address_and_generation() {
         backend
     });
     let frontend = *tables.frontends.values().next().unwrap();
-    let choice = select(&mut tables, &frontend, Side::Inside, Addr::default()).unwrap();
+    let choice = select(&mut tables, &frontend, Side::Inside, &from(0)).unwrap();
     assert_eq!(choice.endpoint, pod(Family::V6, 2, 8080));
     assert_eq!((choice.backend.id, choice.backend.generation), (ids[0], 7));
 }
@@ -93,7 +98,7 @@ fn sticky() -> (HostTables, Frontend) {
 }
 
 fn chosen(tables: &mut HostTables, frontend: &Frontend, client: u8) -> u32 {
-    select(tables, frontend, Side::Inside, pod(Family::V4, client, 0).addr).unwrap().backend.id.0
+    select(tables, frontend, Side::Inside, &from(client)).unwrap().backend.id.0
 }
 
 #[test]
@@ -147,7 +152,7 @@ fn policies_have_each_their_own_set() {
     let (mut tables, mut frontend) = sticky();
     frontend.affinity = 0;
     let outside = |tables: &mut HostTables, frontend: &Frontend| {
-        select(tables, frontend, Side::Outside, Addr::default()).map(|choice| choice.backend.id.0)
+        select(tables, frontend, Side::Outside, &from(0)).map(|choice| choice.backend.id.0)
     };
     assert_eq!(outside(&mut tables, &frontend), Ok(3));
     frontend = frontend.with_slots(frontend.inside, SlotRange::default());
@@ -203,4 +208,63 @@ proptest! {
             prop_assert!((1..=5).contains(&choice.backend.id.0));
         }
     }
+}
+
+/// Two nodes that have seen nothing of each other, and whose dice fall otherwise.
+#[test]
+fn maglev_chooses_alike_on_every_node() {
+    let (mut tables, mut frontend) = sticky();
+    frontend = frontend.with_slots(frontend.inside, frontend.inside);
+    frontend.algorithm = Algorithm::MAGLEV;
+    let mut other = tables.clone();
+    other.seed = 99;
+    for affinity in [0, 10] {
+        frontend.affinity = affinity;
+        let mut chosen = [0_u32; 5];
+        for port in 1..2000 {
+            for client in 1..=10 {
+                let client = Endpoint { port: Be16::new(port), ..pod(Family::V4, client, 0) };
+                let tuple = Tuple::between(client, service(Family::V4, 1, 80), Protocol::TCP);
+                let here = select(&mut tables, &frontend, Side::Outside, &tuple).unwrap();
+                assert_eq!(Ok(here), select(&mut other, &frontend, Side::Outside, &tuple));
+                chosen[here.backend.id.0 as usize - 1] += 1;
+                if affinity > 0 {
+                    other.affinities.clear();
+                    let again = Endpoint { port: Be16::new(port ^ 0x5555), ..client };
+                    let tuple = Tuple::between(again, service(Family::V4, 1, 80), Protocol::TCP);
+                    assert_eq!(Ok(here), select(&mut other, &frontend, Side::Outside, &tuple));
+                }
+            }
+        }
+        let expected = 1999 * 10 / 5;
+        assert!(affinity > 0 || chosen.iter().all(|n| n.abs_diff(expected) < expected / 20), "{chosen:?}");
+    }
+    let inside: Vec<_> = (0..20)
+        .map(|_| select(&mut tables, &frontend, Side::Inside, &from(77)).unwrap().backend.id)
+        .collect();
+    frontend.affinity = 0;
+    let free: Vec<_> = (0..20)
+        .map(|_| select(&mut tables, &frontend, Side::Inside, &from(77)).unwrap().backend.id)
+        .collect();
+    assert!(inside.iter().all(|id| *id == inside[0]) && free.iter().any(|id| *id != free[0]));
+}
+
+/// A change of any one bit changes about half of the hash's bits.
+#[test]
+fn all_of_a_tuple_tells_in_its_hash() {
+    let base = from(5);
+    let mut changed = Vec::new();
+    for bit in 0..16 {
+        let flip = |end: Endpoint| Endpoint { port: Be16::new(end.port.get() ^ 1 << bit), ..end };
+        changed.push(Tuple::between(flip(base.source()), base.destination(), Protocol::TCP));
+        changed.push(Tuple::between(base.source(), flip(base.destination()), Protocol::TCP));
+    }
+    for family in [Family::V4, Family::V6] {
+        let changed_by = |n: u8| Tuple::between(pod(family, n, 1), service(family, n, 2), Protocol::TCP);
+        changed.extend((0..=255).map(changed_by));
+    }
+    changed.push(Tuple::between(base.source(), base.destination(), Protocol::UDP));
+    let bits: Vec<u32> = changed.iter().map(|tuple| (hash(tuple) ^ hash(&base)).count_ones()).collect();
+    let mean = f64::from(bits.iter().sum::<u32>()) / bits.len() as f64;
+    assert!((15.0..17.0).contains(&mean) && bits.iter().all(|n| *n > 4), "{mean} {bits:?}");
 }

@@ -11,8 +11,11 @@ use podnet_common::wire::Addr;
 pub struct Capacity {
     /// Frontends: Service addresses times ports.
     pub frontends: u32,
-    /// Slots: endpoints, counted once per service port and family that they serve.
+    /// Slots: endpoints, counted once per service port and family that they serve, or the permutations of them by
+    /// which clients outside choose.
     pub slots: u32,
+    /// Backends: endpoints, counted once per service port and family that they serve.
+    pub backends: u32,
     /// Flows that pass through tc; each takes two entries.
     pub flows: u32,
     /// Sockets that are led to a backend.
@@ -23,7 +26,14 @@ pub struct Capacity {
 
 impl Default for Capacity {
     fn default() -> Self {
-        Self { frontends: 65_536, slots: 262_144, flows: 1_048_576, sockets: 262_144, clients: 65_536 }
+        Self {
+            frontends: 65_536,
+            slots: 262_144,
+            backends: 262_144,
+            flows: 1_048_576,
+            sockets: 262_144,
+            clients: 65_536,
+        }
     }
 }
 
@@ -50,7 +60,7 @@ impl SourceRange {
 pub struct Snapshot {
     /// All frontends.
     pub frontends: Vec<(FrontendKey, Frontend)>,
-    /// The slots that frontends point at.
+    /// The slots that frontends point at, in their order.
     pub slots: Vec<(u32, BackendId)>,
     /// All places of the backend table that were ever given out, those whose backend is gone included:
     /// their generation is what tells flows apart.

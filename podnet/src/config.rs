@@ -207,6 +207,7 @@ impl Options {
                 _ => LocalPods::ByInterface,
             },
             primary_ip: self.bind_address.filter(|address| !address.is_unspecified()),
+            ..ProxySettings::default()
         }
     }
 

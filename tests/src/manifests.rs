@@ -26,6 +26,7 @@ pub struct Service {
     node_port: Option<u16>,
     balancers: Vec<IpAddr>,
     external_ips: Vec<IpAddr>,
+    annotations: Vec<String>,
     more: Vec<String>,
 }
 
@@ -64,6 +65,7 @@ impl Service {
             node_port: None,
             balancers: Vec::new(),
             external_ips: Vec::new(),
+            annotations: Vec::new(),
             more: Vec::new(),
         }
     }
@@ -153,6 +155,13 @@ impl Service {
         self
     }
 
+    /// The same with a further annotation, such as `podnet.io/algorithm: maglev`.
+    #[must_use]
+    pub fn annotation(mut self, line: &str) -> Self {
+        self.annotations.push(line.to_owned());
+        self
+    }
+
     /// Its name.
     pub fn name(&self) -> &str {
         &self.name
@@ -209,9 +218,10 @@ impl Service {
         };
         let families: Vec<_> = addresses.iter().map(|address| Family::of(*address).name()).collect();
         let mut yaml = format!(
-            "apiVersion: v1\nkind: Service\nmetadata:\n  namespace: default\n  name: {name}\nspec:\n  \
-             type: {kind}\n  clusterIP: \"{}\"\n  clusterIPs: {addresses:?}\n  ipFamilies: {families:?}\n  \
+            "apiVersion: v1\nkind: Service\nmetadata:\n  namespace: default\n  name: {name}\n  \
+             annotations: {{{}}}\nspec:\n  type: {kind}\n  clusterIP: \"{}\"\n  clusterIPs: {addresses:?}\n  ipFamilies: {families:?}\n  \
              externalIPs: {external_ips:?}\n",
+            self.annotations.join(", "),
             addresses[0]
         );
         for line in &self.more {

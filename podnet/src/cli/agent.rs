@@ -13,10 +13,13 @@ use tracing_subscriber::EnvFilter;
 use super::kernel::Kernel;
 use crate::agent::{self, Settings, Source};
 use crate::changes::Capacity;
+use crate::cluster::node::ProxySettings;
+use crate::cluster::object::Algorithm;
 use crate::config::{File, Options};
 use crate::error::Error;
 use crate::interfaces::{Patterns, PodInterfaces};
 use crate::kernel::AttachMode;
+use crate::plan::maglev;
 
 /// Watch Services and keep the kernel's tables up to date
 ///
@@ -59,6 +62,9 @@ pub(super) struct Agent {
     xdp_interfaces: Patterns,
 
     #[command(flatten)]
+    balancing: Balancing,
+
+    #[command(flatten)]
     kernel: Kernel,
 
     /// How programs are attached to interfaces
@@ -80,6 +86,27 @@ pub(super) struct Agent {
     options: Options,
 }
 
+/// How clients outside get an endpoint.
+#[derive(Debug, Args)]
+struct Balancing {
+    /// How clients outside get an endpoint of a Service without the annotation podnet.io/algorithm
+    #[arg(long, value_enum, env = "PODNET_ALGORITHM", default_value_t)]
+    algorithm: Algorithm,
+
+    /// How many slots maglev has for a Service's endpoints, the same on all nodes: 251, 509, 1021, 2039, 4093, 8191,
+    /// 16381, 32749, 65521 or 131071; --max-slots has to have room for them
+    #[arg(long, value_name = "N", env = "PODNET_MAGLEV_SLOTS", value_parser = maglev_slots, default_value_t = maglev::USUAL)]
+    maglev_slots: u32,
+}
+
+fn maglev_slots(text: &str) -> Result<u32, String> {
+    let known = text.parse().ok().filter(|slots| maglev::SIZES.contains(slots));
+    known.ok_or_else(|| {
+        let sizes = maglev::SIZES.map(|size| size.to_string()).join(", ");
+        format!("must be a prime of these, so that endpoints get equal shares: {sizes}")
+    })
+}
+
 /// The sizes of the kernel's tables.
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Sizes of the kernel's tables")]
@@ -89,10 +116,16 @@ struct Sizes {
           default_value_t = Capacity::default().frontends)]
     max_frontends: u32,
 
-    /// Slots: endpoints, once per service port that they serve; changes need some to spare
+    /// Slots: endpoints, once per service port that they serve, or --maglev-slots for each service port that
+    /// clients outside reach by maglev; changes need some to spare
     #[arg(long, value_name = "N", env = "PODNET_MAX_SLOTS", value_parser = size(),
           default_value_t = Capacity::default().slots)]
     max_slots: u32,
+
+    /// Backends: endpoints, once per service port that they serve; changes need some to spare
+    #[arg(long, value_name = "N", env = "PODNET_MAX_BACKENDS", value_parser = size(),
+          default_value_t = Capacity::default().backends)]
+    max_backends: u32,
 
     /// Flows of packets that are translated
     #[arg(long, value_name = "N", env = "PODNET_MAX_FLOWS", value_parser = size(),
@@ -159,6 +192,7 @@ impl Agent {
         let capacity = Capacity {
             frontends: self.sizes.max_frontends,
             slots: self.sizes.max_slots,
+            backends: self.sizes.max_backends,
             flows: self.sizes.max_flows,
             sockets: self.sizes.max_sockets,
             clients: self.sizes.max_clients,
@@ -169,7 +203,11 @@ impl Agent {
             pod_interfaces: self.pod_interfaces.map(PodInterfaces::Named).or(told).unwrap_or_default(),
             node_interfaces: self.node_interfaces,
             xdp_interfaces: self.xdp_interfaces,
-            proxy: options.proxy(node),
+            proxy: ProxySettings {
+                algorithm: self.balancing.algorithm,
+                maglev_slots: self.balancing.maglev_slots,
+                ..options.proxy(node)
+            },
             node_ports: options.node_ports(),
             healthz: options.healthz(),
             metrics: options.metrics(),

@@ -5,7 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::process::ExitCode;
 
 use clap::{Args, ValueEnum};
-use podnet_common::service::{Backend, BackendId, FrontendFlags, ServiceId, SlotRange};
+use podnet_common::service::{Algorithm, Backend, BackendId, FrontendFlags, ServiceId, SlotRange};
 use podnet_common::wire::Protocol;
 use serde::Serialize;
 
@@ -57,6 +57,9 @@ struct Frontend {
     /// For how many seconds a client stays with its backend.
     #[serde(skip_serializing_if = "Option::is_none")]
     affinity: Option<u32>,
+    /// How clients outside get a backend, if not by chance.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    algorithm: Option<&'static str>,
     /// Who may use it, if not everybody.
     #[serde(skip_serializing_if = "Option::is_none")]
     sources: Option<Vec<String>>,
@@ -114,6 +117,7 @@ fn frontends(snapshot: &Snapshot) -> Vec<Frontend> {
         let mut backends: Vec<Place> =
             backends.map(|backend| SocketAddr::from(backend.endpoint()).into()).collect();
         backends.sort_unstable();
+        backends.dedup();
         let otherwise = if dropped { Otherwise::Dropped } else { Otherwise::Refused };
         Side { otherwise: backends.is_empty().then_some(otherwise), backends }
     };
@@ -135,6 +139,7 @@ fn frontends(snapshot: &Snapshot) -> Vec<Frontend> {
                 inside: side(frontend.inside, flags.has(FrontendFlags::INSIDE_DROP)),
                 outside: side(frontend.outside, flags.has(FrontendFlags::OUTSIDE_DROP)),
                 affinity: (frontend.affinity > 0).then_some(frontend.affinity),
+                algorithm: (frontend.algorithm == Algorithm::MAGLEV).then_some("maglev"),
                 sources: restricted.then(|| sources(snapshot, frontend.service)),
             }
         })

@@ -10,7 +10,7 @@ use podnet_common::wire::{Be16, Endpoint, Family, Protocol};
 
 use super::index::Index;
 use super::node::{NodeAddresses, family_of, loopback};
-use super::object::{EndpointSlice, Key, Policy, Port, Service};
+use super::object::{Algorithm, EndpointSlice, Key, Policy, Port, Service};
 use super::pod::{HostPort, Pod};
 use super::topology::{Candidate, Place, Wanted, categorize, merge};
 use crate::changes::SourceRange;
@@ -33,6 +33,9 @@ pub struct ServicePort {
     pub members: Vec<Member>,
     /// For how many seconds a client stays with its endpoint; 0: each connection may go to another.
     pub affinity: u32,
+    /// How many slots there are at the least for clients outside to choose from by a hash that is the same on all
+    /// nodes; `None`: they choose by chance.
+    pub maglev: Option<u32>,
     /// Who may use its frontends that are for certain sources only, sorted, each once.
     pub sources: Vec<IpNet>,
 }
@@ -113,6 +116,7 @@ fn of_service(index: &Index, service: &Service) -> Vec<ServicePort> {
                 frontends: vec![rest],
                 members: Vec::new(),
                 affinity: 0,
+                maglev: None,
                 sources: Vec::new(),
             });
         }
@@ -179,6 +183,10 @@ fn of_port(
         frontends,
         members: members.map(|(it, flags)| Member { endpoint: it.at, flags }).collect(),
         affinity: service.affinity,
+        maglev: match service.algorithm.unwrap_or(index.settings().algorithm) {
+            Algorithm::Random => None,
+            Algorithm::Maglev => Some(index.settings().maglev_slots),
+        },
         sources: sources(index, service, family),
     }
 }
@@ -285,6 +293,7 @@ fn of_pod(index: &Index, pod: &Pod) -> Vec<ServicePort> {
                 frontends: frontends.into_iter().map(frontend).collect(),
                 members: vec![member],
                 affinity: 0,
+                maglev: None,
                 sources: Vec::new(),
             });
         }

@@ -11,7 +11,7 @@ use k8s_openapi::api::networking::v1 as networking;
 use podnet_common::wire::Family;
 use thiserror::Error;
 
-use super::object::{Invalid, Key, Kind, MAX_NAME, Object, Parse, invalid, label, names};
+use super::object::{Algorithm, Invalid, Key, Kind, MAX_NAME, Object, Parse, invalid, label, names};
 
 /// The label that names a node's zone.
 const ZONE: &str = "topology.kubernetes.io/zone";
@@ -114,6 +114,10 @@ pub struct ProxySettings {
     pub pods: LocalPods,
     /// The primary IP of the node in its family, where it is not to be the Node's.
     pub primary_ip: Option<IpAddr>,
+    /// How clients outside get an endpoint where the Service does not say.
+    pub algorithm: Algorithm,
+    /// How many slots they choose from at the least, by [`Algorithm::Maglev`].
+    pub maglev_slots: u32,
 }
 
 /// What tells the cluster's pods from other clients of ClusterIPs. A family without a network goes by interfaces.

@@ -7,6 +7,7 @@ use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use clap::ValueEnum;
 use ipnet::IpNet;
 use k8s_openapi::api::core::v1 as core;
 use k8s_openapi::api::discovery::v1 as discovery;
@@ -27,6 +28,8 @@ const OUR_NAME: &str = "podnet";
 const HEADLESS: &str = "service.kubernetes.io/headless";
 /// The label by which a slice names its Service.
 const SERVICE_NAME: &str = "kubernetes.io/service-name";
+/// The annotation by which a Service chooses an [`Algorithm`].
+const ALGORITHM: &str = "podnet.io/algorithm";
 /// The annotation by which a slice tells when the change began that it is the outcome of.
 const TRIGGER_TIME: &str = "endpoints.kubernetes.io/last-change-trigger-time";
 
@@ -171,6 +174,8 @@ pub struct Service {
     pub external_policy: Policy,
     /// For how many seconds a client stays with its endpoint; 0: each connection may go to another.
     pub affinity: u32,
+    /// How clients outside get an endpoint, if the Service says.
+    pub algorithm: Option<Algorithm>,
     /// Where load balancers ask whether this node has endpoints.
     pub health_check_port: Option<u16>,
     /// Its ports.
@@ -190,10 +195,22 @@ impl Service {
             internal_policy: Policy::Cluster,
             external_policy: Policy::Cluster,
             affinity: 0,
+            algorithm: None,
             health_check_port: None,
             ports,
         }
     }
+}
+
+/// How clients outside of the cluster get an endpoint.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum Algorithm {
+    /// By chance.
+    #[default]
+    Random,
+    /// By their addresses and ports: every node chooses the same endpoint, which connections need whose packets
+    /// another node gets from now on.
+    Maglev,
 }
 
 /// Whose endpoints serve connections.
@@ -385,11 +402,23 @@ impl Parse for core::Service {
             internal_policy,
             external_policy,
             affinity: affinity.map_or(0, |seconds| seconds.unwrap_or(AFFINITY).min(MAX_AFFINITY)),
+            algorithm: algorithm(&key, &self.metadata),
             health_check_port: spec.health_check_node_port.and_then(number).filter(|_| checked),
             ports,
             key,
         })))
     }
+}
+
+/// How the Service would have clients get an endpoint; what is no algorithm is reported and ignored.
+fn algorithm(key: &Key, metadata: &ObjectMeta) -> Option<Algorithm> {
+    let text = annotation(metadata, ALGORITHM)?;
+    let algorithm = Algorithm::from_str(text, false);
+    algorithm
+        .inspect_err(|_| {
+            warn!(service = %key, annotation = ALGORITHM, "{text:?} is neither random nor maglev, and ignored")
+        })
+        .ok()
 }
 
 /// The addresses of a list; what is none is reported and left out, as kube-proxy does.

@@ -217,7 +217,8 @@ impl From<SourceKey> for SourceRange {
 /// The flag that sets a map's size.
 fn flag_of(name: &str) -> &'static str {
     match name {
-        abi::SLOTS | abi::BACKENDS => "--max-slots",
+        abi::SLOTS => "--max-slots",
+        abi::BACKENDS => "--max-backends",
         abi::FLOWS => "--max-flows",
         abi::PEERS => "--max-sockets",
         abi::AFFINITY => "--max-clients",
@@ -251,7 +252,7 @@ pub(super) fn shapes(capacity: &Capacity) -> [Shape; 14] {
     [
         Shape::of::<FrontendKey, Frontend>(abi::FRONTENDS, capacity.frontends),
         Shape::of::<u32, BackendId>(abi::SLOTS, capacity.slots),
-        Shape::of::<BackendId, Backend>(abi::BACKENDS, capacity.slots),
+        Shape::of::<BackendId, Backend>(abi::BACKENDS, capacity.backends),
         Shape::of::<Tuple, Flow>(abi::FLOWS, capacity.flows.saturating_mul(2)),
         Shape::of::<PeerKey, Peer>(abi::PEERS, capacity.sockets),
         Shape::of::<AffinityKey, Affinity>(abi::AFFINITY, capacity.clients),
@@ -310,6 +311,7 @@ impl Tables {
         Capacity {
             frontends: self.frontends.capacity(),
             slots: self.slots.capacity(),
+            backends: self.backends.capacity(),
             flows: self.flows.capacity() / 2,
             sockets: self.peers.capacity(),
             clients: self.affinity.capacity(),
@@ -324,7 +326,7 @@ impl Tables {
     pub(super) fn check_fit(&self, capacity: &Capacity) -> Result<(), Error> {
         self.frontends.check_fit(capacity.frontends, <[_]>::len)?;
         self.sources.check_fit(sources(capacity), <[_]>::len)?;
-        self.backends.check_fit(capacity.slots, |all| {
+        self.backends.check_fit(capacity.backends, |all| {
             let given = all.iter().filter(|(_, backend)| backend.generation != 0);
             given.map(|(id, _)| id.0 as usize + 1).max().unwrap_or(0)
         })?;
@@ -373,6 +375,7 @@ impl Tables {
         }
         let mut slots = self.slots.entries()?;
         slots.retain(|(index, _)| used[*index as usize]);
+        slots.sort_unstable();
         let mut backends = self.backends.entries()?;
         backends.retain(|(_, backend)| backend.generation != 0);
         let names = self.names.entries()?;

@@ -3,11 +3,11 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 
 use podnet_common::service::{
-    Backend, BackendFlags, BackendId, Frontend, FrontendFlags, FrontendKey, ServiceId, SlotRange,
+    Algorithm, Backend, BackendFlags, BackendId, Frontend, FrontendFlags, FrontendKey, ServiceId, SlotRange,
 };
 
 use super::frontends::Frontends;
-use super::ledger::{Ledger, Member, Port, Slotted, count, distinct, slots_of};
+use super::ledger::{Ledger, Member, Port, Slotted, contents, count, distinct, slots_of};
 use super::name::PortName;
 use super::places::Places;
 use super::slots::Slots;
@@ -23,20 +23,20 @@ impl Ledger {
     /// this one had started and read the tables. An agent that reads them anew is quicker, and lets rest
     /// what it knew as used (`follow`).
     pub fn adopt(capacity: &Capacity, snapshot: &Snapshot) -> Self {
-        let places = 1..capacity.slots;
+        let places = 1..capacity.backends;
         let backends: HashMap<BackendId, Backend> =
             snapshot.backends.iter().copied().filter(|(id, _)| places.contains(&id.0)).collect();
         let mut ledger = Self::new(
             Frontends::adopt(capacity.frontends, &snapshot.frontends),
             Slots::new(capacity.slots),
-            Places::adopt(capacity.slots, &backends),
+            Places::adopt(capacity.backends, &backends),
         );
         let remains = Remains::new(snapshot, &backends);
         ledger.last_id = remains.last_id(snapshot);
         let mut adopted = HashSet::new();
         for (&id, frontends) in &remains.frontends {
             let slots = ledger.adopt_slots(frontends);
-            let port = remains.port(id, slots.map(|range| remains.slotted(range)));
+            let port = remains.port(id, slots.map(|range| remains.slotted(range, frontends)));
             let service = remains.names.get(&id).map(|name| name.service.clone());
             match (service, port) {
                 (Some(service), Some(port)) if adopted.insert((service.clone(), identity(&port))) => {
@@ -87,8 +87,7 @@ impl Ledger {
             self.services.values().flatten().flat_map(|port| &port.members).map(|member| member.id).collect();
         for (&id, backend) in remains.backends {
             if is_present(backend) && !kept.contains(&id) {
-                let member = Member { endpoint: backend.endpoint(), id, flags: backend.flags };
-                self.leave(backend.service, &member);
+                self.leave(backend.service, &Member::of(id, backend));
             }
         }
         let names = snapshot.names.iter().map(|(id, _)| *id);
@@ -117,14 +116,15 @@ pub(super) const fn is_present(backend: &Backend) -> bool {
 struct Remains<'a> {
     frontends: BTreeMap<ServiceId, Vec<(FrontendKey, Frontend)>>,
     names: HashMap<ServiceId, PortName>,
-    slots: HashMap<u32, BackendId>,
+    /// Sorted.
+    slots: &'a [(u32, BackendId)],
     backends: &'a HashMap<BackendId, Backend>,
     present: HashMap<ServiceId, Vec<BackendId>>,
     sources: HashMap<ServiceId, Vec<SourceRange>>,
 }
 
 impl<'a> Remains<'a> {
-    fn new(snapshot: &Snapshot, backends: &'a HashMap<BackendId, Backend>) -> Self {
+    fn new(snapshot: &'a Snapshot, backends: &'a HashMap<BackendId, Backend>) -> Self {
         let mut frontends: BTreeMap<_, Vec<_>> = BTreeMap::new();
         for (key, frontend) in &snapshot.frontends {
             frontends.entry(frontend.service).or_default().push((*key, *frontend));
@@ -143,17 +143,33 @@ impl<'a> Remains<'a> {
         Self {
             frontends,
             names: names.filter_map(|(id, name)| Some((*id, PortName::decode(name)?))).collect(),
-            slots: snapshot.slots.iter().copied().collect(),
+            slots: &snapshot.slots,
             backends,
             present,
             sources,
         }
     }
 
-    /// A range with what its slots hold.
-    fn slotted(&self, range: SlotRange) -> Slotted {
-        let ids = range.indices().filter_map(|slot| self.slots.get(&slot).copied()).collect();
-        Slotted { range, ids }
+    /// A range of `frontends` with whom its slots hold: nobody, if they should be a permutation and are none.
+    fn slotted(&self, range: SlotRange, frontends: &[(FrontendKey, Frontend)]) -> Slotted {
+        let from = |slot: u32| self.slots.partition_point(|(index, _)| *index < slot);
+        let held = &self.slots[from(range.base)..from(range.indices().end)];
+        let held = || held.iter().map(|(_, id)| *id);
+        let permuted = frontends
+            .iter()
+            .any(|(_, frontend)| frontend.algorithm == Algorithm::MAGLEV && frontend.outside == range);
+        if !permuted {
+            return Slotted { range, ids: held().collect(), permuted };
+        }
+        let distinct: HashSet<BackendId> = held().collect();
+        let member = |id| self.backends.get(&id).map(|backend| Member::of(id, backend));
+        let mut members: Vec<Member> = distinct.into_iter().filter_map(member).collect();
+        members.sort_unstable_by_key(|member| member.endpoint);
+        let ids = match held().eq(contents(range, &members, permuted)) {
+            true => members.iter().map(|member| member.id).collect(),
+            false => Vec::new(),
+        };
+        Slotted { range, ids, permuted }
     }
 
     /// The service port with `id`; `None` if its frontends contradict each other.
@@ -172,11 +188,7 @@ impl<'a> Remains<'a> {
         // Of two backends at one endpoint the one that is in use stays.
         ids.sort_unstable_by_key(|id| (self.backends[id].endpoint(), !slotted.contains(id), *id));
         ids.dedup_by_key(|id| self.backends[id].endpoint());
-        let members = ids.into_iter().map(|id| Member {
-            endpoint: self.backends[&id].endpoint(),
-            id,
-            flags: self.backends[&id].flags,
-        });
+        let members = ids.into_iter().map(|id| Member::of(id, &self.backends[&id]));
         Some(Port {
             id,
             name: self.names.get(&id)?.port.clone(),

@@ -4,7 +4,8 @@
 //! for each endpoint that a connection may go to, and one contiguous range of slots for each of its two sets of
 //! endpoints, or one for both if they are the same. A place belongs to an endpoint of a service port
 //! for as long as the endpoint stays, be it in a set or not; its flags change in place. A changed set goes to a
-//! new range, its frontends are switched over, and the old range rests before it is used again.
+//! new range, its frontends are switched over, and the old range rests before it is used again. A set has one slot for
+//! each endpoint, or as many as the permutation needs by which clients outside choose (`maglev`).
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::net::SocketAddr;
@@ -14,12 +15,14 @@ use std::time::Instant;
 use ipnet::IpNet;
 use podnet_common::abi;
 use podnet_common::service::{
-    Backend, BackendFlags, BackendId, Frontend, FrontendFlags, FrontendKey, ServiceId, SlotRange,
+    Algorithm, Backend, BackendFlags, BackendId, Frontend, FrontendFlags, FrontendKey, FrontendKind,
+    ServiceId, SlotRange,
 };
 use podnet_common::wire::{Endpoint, Family, Protocol};
 use thiserror::Error;
 
 use super::frontends::Frontends;
+use super::maglev;
 use super::name::PortName;
 use super::places::Places;
 use super::slots::Slots;
@@ -58,7 +61,8 @@ impl Table {
     pub const fn flag(self) -> &'static str {
         match self {
             Self::Frontends | Self::Sources => "--max-frontends",
-            Self::Slots | Self::Backends => "--max-slots",
+            Self::Slots => "--max-slots",
+            Self::Backends => "--max-backends",
         }
     }
 }
@@ -134,11 +138,22 @@ pub(super) struct Port {
     pub(super) sources: Vec<SourceRange>,
 }
 
-/// A range of slots, and what they hold.
+/// A range of slots, and whom they hold: each one once in this order, or all of them in a permutation.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Slotted {
     pub(super) range: SlotRange,
     pub(super) ids: Vec<BackendId>,
+    pub(super) permuted: bool,
+}
+
+/// What the slots of a range hold that has `members`, sorted by endpoint: a permutation of them, or each one once.
+pub(super) fn contents(range: SlotRange, members: &[Member], permuted: bool) -> Vec<BackendId> {
+    if !permuted {
+        return members.iter().map(|member| member.id).collect();
+    }
+    let endpoints: Vec<Endpoint> = members.iter().map(|member| member.endpoint).collect();
+    let slots = maglev::permutation(range.count, &endpoints);
+    slots.into_iter().map(|index| members[index].id).collect()
 }
 
 /// An endpoint of a service port that is installed.
@@ -147,6 +162,12 @@ pub(super) struct Member {
     pub(super) endpoint: Endpoint,
     pub(super) id: BackendId,
     pub(super) flags: BackendFlags,
+}
+
+impl Member {
+    pub(super) const fn of(id: BackendId, backend: &Backend) -> Self {
+        Self { endpoint: backend.endpoint(), id, flags: backend.flags }
+    }
 }
 
 /// The slots that clients inside and clients outside get.
@@ -164,11 +185,14 @@ impl Port {
         self.members.binary_search_by_key(endpoint, |member| member.endpoint).ok().map(|i| &self.members[i])
     }
 
-    /// The range that holds exactly these endpoints in this order.
-    fn holding(&self, endpoints: &[Endpoint]) -> Option<SlotRange> {
+    /// The range of `count` slots that holds exactly these endpoints in this order, or in a permutation.
+    fn holding(&self, endpoints: &[Endpoint], count: u32, permuted: bool) -> Option<SlotRange> {
         let known = endpoints.iter().map(|endpoint| self.member(endpoint).map(|member| member.id));
         let ids: Vec<BackendId> = known.collect::<Option<_>>()?;
-        self.slots.iter().find(|slotted| slotted.ids == ids).map(|slotted| slotted.range)
+        let held = self.slots.iter().find(|slotted| {
+            slotted.permuted == permuted && slotted.range.count == count && slotted.ids == ids
+        });
+        held.map(|slotted| slotted.range)
     }
 
     /// Its ranges of slots, each once.
@@ -201,6 +225,8 @@ struct Step<'a> {
     port: &'a ServicePort,
     frontends: Vec<model::Frontend>,
     rooms: [Room; 2],
+    /// Which of the sets are permuted.
+    permuted: [bool; 2],
 }
 
 impl<'a> Step<'a> {
@@ -215,15 +241,28 @@ impl<'a> Step<'a> {
                 port.members.iter().filter(|member| used && member.flags.has(SETS[usize::from(local)]));
             members.map(|member| member.endpoint).collect::<Vec<_>>()
         });
-        let room = |set: &[Endpoint]| {
-            let held = match set {
-                [] => Some(SlotRange::default()),
-                _ => current.and_then(|current| current.holding(set)),
-            };
-            held.map_or_else(|| Room::New(count(set.len())), Room::Held)
+        let wanted = [false, true].map(|local| {
+            let outside = |it: &model::Frontend| it.flags.has(FrontendFlags::OUTSIDE_LOCAL) == local;
+            let hashed =
+                frontends.iter().any(|it| algorithm(port, it.kind) == Algorithm::MAGLEV && outside(it));
+            port.maglev.filter(|_| hashed)
+        });
+        let room = |set: &[Endpoint], wanted: Option<u32>| {
+            if set.is_empty() {
+                return Room::Held(SlotRange::default());
+            }
+            let count = wanted.map_or(count(set.len()), |wanted| maglev::size(wanted, set.len()));
+            let held = current.and_then(|current| current.holding(set, count, wanted.is_some()));
+            held.map_or(Room::New(count), Room::Held)
         };
-        let of_local = if local == cluster { Room::OfCluster } else { room(&local) };
-        Self { port, frontends, rooms: [room(&cluster), of_local] }
+        let [of_cluster, of_local] = wanted;
+        let (rooms, wanted) = if local == cluster {
+            let both = of_cluster.or(of_local);
+            ([room(&cluster, both), Room::OfCluster], [both, both])
+        } else {
+            ([room(&cluster, of_cluster), room(&local, of_local)], wanted)
+        };
+        Self { port, frontends, rooms, permuted: wanted.map(|wanted| wanted.is_some()) }
     }
 
     /// How many new slots its sets need.
@@ -534,7 +573,7 @@ impl Ledger {
         let desired = step.port;
         let members = desired.members.iter().filter_map(|member| self.member(&port, member)).collect();
         let before = std::mem::replace(&mut port.members, members);
-        self.move_slots(&mut port, ranges);
+        self.move_slots(&mut port, ranges, step.permuted);
         self.update_sources(&mut port, &desired.sources);
 
         let keys = step.frontends.iter().map(|frontend| frontend.key).collect();
@@ -550,6 +589,7 @@ impl Ledger {
             let (inside, outside) = slots_of(ranges, flags);
             let mut frontend = Frontend::new(kind, port.id, inside).with_slots(inside, outside);
             (frontend.flags, frontend.affinity) = (flags, desired.affinity);
+            frontend.algorithm = algorithm(desired, kind);
             self.frontends.set(key, frontend);
         }
         for member in before {
@@ -576,18 +616,20 @@ impl Ledger {
     }
 
     /// Has the sets of a port in `ranges`, and frees those that it had before.
-    fn move_slots(&mut self, port: &mut Port, ranges: [SlotRange; 2]) {
+    fn move_slots(&mut self, port: &mut Port, ranges: [SlotRange; 2], permuted: [bool; 2]) {
         let before = port.ranges();
+        let mut written = Vec::new();
         port.slots = [0, 1].map(|set| {
-            let used = ranges[set].count > 0;
-            let members = port.members.iter().filter(|member| used && member.flags.has(SETS[set]));
-            Slotted { range: ranges[set], ids: members.map(|member| member.id).collect() }
+            let (range, permuted) = (ranges[set], permuted[set]);
+            let members = port.members.iter().filter(|it| range.count > 0 && it.flags.has(SETS[set]));
+            let members: Vec<Member> = members.copied().collect();
+            if range.count > 0 && !before.contains(&range) && !written.contains(&range) {
+                self.changes.slots.extend(range.indices().zip(contents(range, &members, permuted)));
+                written.push(range);
+            }
+            Slotted { range, ids: members.iter().map(|member| member.id).collect(), permuted }
         });
         let now = port.ranges();
-        for range in now.iter().filter(|range| !before.contains(range)) {
-            let ids = port.slots.iter().find(|slotted| slotted.range == *range).map(|slotted| &slotted.ids);
-            self.changes.slots.extend(range.indices().zip(ids.into_iter().flatten().copied()));
-        }
         before.into_iter().filter(|range| !now.contains(range)).for_each(|range| self.slots.retire(range));
     }
 
@@ -633,6 +675,14 @@ impl Ledger {
         let backend = Backend::new(member.endpoint, service, generation, BackendFlags::NONE);
         self.changes.gone.push((member.id, backend));
         self.places.retire(member.id);
+    }
+}
+
+/// How a port's backends are chosen at a frontend of `kind`. Other nodes have a ClusterIP of their own.
+fn algorithm(port: &ServicePort, kind: FrontendKind) -> Algorithm {
+    match port.maglev {
+        Some(_) if kind != FrontendKind::CLUSTER_IP => Algorithm::MAGLEV,
+        _ => Algorithm::RANDOM,
     }
 }
 

@@ -3,6 +3,7 @@
 mod adopt;
 mod frontends;
 mod ledger;
+pub mod maglev;
 mod name;
 mod places;
 mod quarantine;

@@ -8,8 +8,8 @@ use ipnet::IpNet;
 use podnet_common::abi::ServiceName;
 use podnet_common::network::Network;
 use podnet_common::service::{
-    Backend, BackendFlags, BackendId, Frontend, FrontendFlags, FrontendKey, FrontendKind, ServiceId,
-    SlotRange,
+    Algorithm, Backend, BackendFlags, BackendId, Frontend, FrontendFlags, FrontendKey, FrontendKind,
+    ServiceId, SlotRange,
 };
 use podnet_common::wire::{Addr, Be16, Endpoint, Family, Protocol};
 use proptest::prelude::*;
@@ -20,6 +20,9 @@ use super::quarantine::REST;
 use super::*;
 use crate::changes::SourceRange;
 use crate::cluster::model::{self, Member};
+
+/// How many slots clients outside choose from by a hash.
+const MAGLEV: u32 = 61;
 
 /// The kernel's tables.
 #[derive(Clone, Debug, Default)]
@@ -43,6 +46,7 @@ struct Target {
     kind: FrontendKind,
     flags: FrontendFlags,
     affinity: u32,
+    algorithm: Algorithm,
     inside: Endpoints,
     outside: Endpoints,
 }
@@ -58,6 +62,7 @@ struct Meaning {
     kind: FrontendKind,
     flags: FrontendFlags,
     affinity: u32,
+    algorithm: Algorithm,
     inside: BTreeMap<Endpoint, BackendFlags>,
     outside: BTreeMap<Endpoint, BackendFlags>,
     sources: BTreeSet<(Addr, u8)>,
@@ -155,16 +160,26 @@ impl Tables {
                 (backend.endpoint(), (id, backend.generation))
             };
             let endpoints: Endpoints = range.indices().map(one).collect();
-            assert_eq!(endpoints.len(), range.count as usize, "each endpoint has one slot");
+            if endpoints.len() != range.count as usize {
+                let slots: Vec<_> = range.indices().map(one).map(|(endpoint, _)| endpoint).collect();
+                let sorted: Vec<_> = endpoints.keys().copied().collect();
+                let expected = maglev::permutation(maglev::size(MAGLEV, sorted.len()), &sorted);
+                assert!(slots.into_iter().eq(expected.into_iter().map(|index| sorted[index])));
+            }
             endpoints
         };
+        let outside = endpoints(frontend.outside);
+        if frontend.algorithm == Algorithm::MAGLEV && !outside.is_empty() {
+            assert_eq!(frontend.outside.count, maglev::size(MAGLEV, outside.len()));
+        }
         Some(Target {
             name: PortName::decode(&self.names[&frontend.service]).unwrap().to_string(),
             kind: frontend.kind,
             flags: frontend.flags,
             affinity: frontend.affinity,
+            algorithm: frontend.algorithm,
             inside: endpoints(frontend.inside),
-            outside: endpoints(frontend.outside),
+            outside,
         })
     }
 
@@ -186,6 +201,7 @@ impl Tables {
             kind: target.kind,
             flags: target.flags,
             affinity: target.affinity,
+            algorithm: target.algorithm,
             inside: flags(target.inside),
             outside: flags(target.outside),
             sources: self.sources(key),
@@ -311,6 +327,10 @@ impl World {
                     kind: frontend.kind,
                     flags: frontend.flags,
                     affinity: port.affinity,
+                    algorithm: match port.maglev {
+                        Some(_) if frontend.kind != FrontendKind::CLUSTER_IP => Algorithm::MAGLEV,
+                        _ => Algorithm::RANDOM,
+                    },
                     inside: set(frontend.flags.has(FrontendFlags::INSIDE_LOCAL)),
                     outside: set(frontend.flags.has(FrontendFlags::OUTSIDE_LOCAL)),
                     sources: match frontend.flags.has(FrontendFlags::SOURCE_RANGES) {
@@ -391,9 +411,10 @@ fn ports() -> impl Strategy<Value = Vec<ServicePort>> {
             prop::collection::btree_map(0_u8..8, (0_u8..3, 0_u8..16), 1..3),
             prop::collection::btree_map(0_u8..8, 0_u8..8, 0..6),
             0_u32..2,
+            prop::option::weighted(0.2, Just(MAGLEV)),
             prop::collection::btree_set(1_u8..4, 0..2),
         )
-            .prop_map(move |(v6, frontends, members, affinity, sources)| {
+            .prop_map(move |(v6, frontends, members, affinity, maglev, sources)| {
                 let family = if v6 { Family::V6 } else { Family::V4 };
                 let frontend = |(host, (kind, bits)): (u8, (u8, u8))| {
                     let endpoint = endpoint(family, host + 100, 80);
@@ -419,6 +440,7 @@ fn ports() -> impl Strategy<Value = Vec<ServicePort>> {
                     frontends: frontends.into_iter().map(frontend).collect(),
                     members: members.into_iter().map(member).collect(),
                     affinity,
+                    maglev,
                     sources: sources.into_iter().map(source).collect(),
                 }
             })
@@ -514,7 +536,7 @@ proptest! {
 
     #[test]
     fn any_history_ends_as_desired_without_a_gap_or_a_leak(history in steps()) {
-        let mut world = World::new(1000, 1000);
+        let mut world = World::new(1000, 10_000);
         for step in history {
             run(&mut world, step);
             prop_assert_eq!(world.actual(), world.expected());
@@ -530,7 +552,7 @@ proptest! {
 
     #[test]
     fn tables_without_room_keep_what_works(history in steps()) {
-        let mut world = World::new(8, 64);
+        let mut world = World::new(8, 160);
         for step in history {
             run(&mut world, step);
         }
@@ -570,6 +592,7 @@ fn service(frontend: u8, endpoints: &[u8], created: Option<i64>) -> Vec<ServiceP
         }],
         members: endpoints.iter().map(|&host| member(host, SERVING.with(BackendFlags::IN_CLUSTER))).collect(),
         affinity: 0,
+        maglev: None,
         sources: Vec::new(),
     }]
 }
@@ -707,6 +730,37 @@ fn local_service(cluster: &[u8], local: &[u8]) -> Vec<ServicePort> {
 
 fn ranges(world: &World) -> [SlotRange; 2] {
     world.tables.frontends.values().next().unwrap().ranges()
+}
+
+/// A load balancer's Service, whose clients outside choose by a hash.
+fn hashed(endpoints: &[u8]) -> Vec<ServicePort> {
+    let mut ports = service(100, endpoints, None);
+    ports[0].maglev = Some(MAGLEV);
+    let balancer = FrontendKey::new(endpoint(Family::V4, 101, 80), Protocol::TCP);
+    let kind = FrontendKind::LOAD_BALANCER;
+    ports[0].frontends.push(model::Frontend { key: balancer, kind, flags: FrontendFlags::NONE });
+    ports
+}
+
+#[test]
+fn who_chooses_by_a_hash_has_a_permutation_that_survives_a_restart() {
+    let mut world = World::new(10, 1000);
+    assert_eq!(set(&mut world, "web", hashed(&[1, 2, 3])).changes.slots.len(), MAGLEV as usize);
+    let algorithms = |world: &World| -> BTreeSet<_> {
+        world.tables.frontends.values().map(|it| (it.kind.name(), it.algorithm.0)).collect()
+    };
+    assert_eq!(algorithms(&world), [("ClusterIP", 0), ("LoadBalancer", 1)].into());
+    assert_eq!(world.restart().changes, Changes::default());
+    let changes = set(&mut world, "web", service(100, &[1, 2, 3], None)).changes;
+    assert_eq!((changes.slots.len(), changes.backends.len()), (3, 0), "nobody outside");
+    set(&mut world, "web", hashed(&[1, 2, 3]));
+
+    // As a later version might have it, or an earlier one.
+    let first = ranges(&world)[0].base;
+    world.tables.slots.insert(first, world.tables.slots[&(first + 1)]);
+    world.tables.slots.insert(first + 1, world.tables.slots[&(first + 2)]);
+    let plan = world.restart();
+    assert_eq!((plan.changes.slots.len(), plan.changes.backends.len()), (MAGLEV as usize, 0));
 }
 
 #[test]
