@@ -155,7 +155,10 @@ impl Lab {
     }
 
     /// A place on bpffs; it is not created.
-    pub(crate) fn bpffs(&self, name: &str) -> Result<PathBuf> {
+    ///
+    /// # Errors
+    /// If the lab has no folders.
+    pub fn bpffs(&self, name: &str) -> Result<PathBuf> {
         Ok(Folders::of(&self.0.id)?.bpffs.join(name))
     }
 }

@@ -3,7 +3,7 @@
 use anyhow::{Result, bail};
 
 use crate::build::build_podnet;
-use crate::build_ebpf::build_ebpf;
+use crate::build_ebpf::{build_ebpf, build_ebpf_bench};
 use crate::control_plane::CONTROL_PLANE;
 use crate::process::{cargo, command, is_root, run};
 use crate::setup::setup;
@@ -32,6 +32,8 @@ enum What {
     EastWest,
     /// From Services to the kernel.
     Programming,
+    /// What meets packets at network cards, packet by packet.
+    Xdp,
     /// From a real API server to the kernel, beside the real kube-proxy.
     Cluster,
 }
@@ -49,9 +51,13 @@ impl Bench {
             What::EastWest => "east-west",
             What::Programming => "programming",
             What::Cluster => "cluster",
+            What::Xdp => "xdp",
         };
         let mut bench = command(workspace::target().join("release/bench"));
         bench.env("PODNET_BIN", podnet);
+        if self.what == What::Xdp {
+            bench.env("PODNET_BENCH_OBJECT", build_ebpf_bench()?);
+        }
         if self.what == What::Cluster {
             bench.envs(CONTROL_PLANE.variable()?);
         }

@@ -28,14 +28,23 @@ impl BuildEbpf {
 
 /// Builds the eBPF object and returns its path.
 pub(crate) fn build_ebpf() -> Result<PathBuf> {
+    build_as("podnet-ebpf.o", &[])
+}
+
+/// Builds the eBPF object with the programs that measure the others, and returns its path.
+pub(crate) fn build_ebpf_bench() -> Result<PathBuf> {
+    build_as("podnet-ebpf-bench.o", &["bench"])
+}
+
+fn build_as(name: &str, features: &[&str]) -> Result<PathBuf> {
     let toolchain = Toolchain::find()?;
     let mut cargo = toolchain.compiler.cargo();
     cargo.arg("build");
     toolchain.configure(&mut cargo);
-    run(&mut cargo)?;
+    run(cargo.args(["--features", &features.join(",")]))?;
     let target = workspace::root().join("target");
     let built = target.join("bpf-build").join(TARGET).join("bpf/podnet-ebpf");
-    let object = target.join("bpf/podnet-ebpf.o");
+    let object = target.join("bpf").join(name);
     copy_if_changed(&built, &object)?;
     Ok(object)
 }

@@ -50,5 +50,5 @@ fn clippy_bpf() -> Result<()> {
         cargo
     };
     toolchain.configure(&mut cargo);
-    run(cargo.args(["--", "-D", "warnings"]))
+    run(cargo.args(["--all-features", "--", "-D", "warnings"]))
 }

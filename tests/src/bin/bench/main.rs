@@ -13,6 +13,7 @@ mod server;
 mod services;
 mod stats;
 mod watch;
+mod xdp;
 
 use anyhow::{Result, ensure};
 use clap::{Parser, Subcommand};
@@ -31,6 +32,8 @@ enum Command {
     EastWest(east_west::EastWest),
     /// From Services to the kernel.
     Programming(programming::Programming),
+    /// A packet at a network card.
+    Xdp(xdp::XdpBench),
     /// From the API server to the kernel, beside kube-proxy.
     Cluster(cluster::Cluster),
     /// The part of a server pod.
@@ -55,6 +58,7 @@ fn main() -> Result<()> {
     match Cli::parse().command {
         Command::EastWest(command) => command.run(),
         Command::Programming(command) => command.run(),
+        Command::Xdp(command) => command.run(),
         Command::Cluster(command) => command.run(),
         Command::Serve(part) => part.run(),
         Command::Measure(part) => part.run(),
