@@ -19,7 +19,7 @@ use podnet_common::host::{HostTables, WayOut, early_all, route_all};
 use podnet_common::packet::parse;
 use podnet_common::route::Hook;
 use podnet_common::service::{
-    Backend, BackendFlags, BackendId, BackendRef, Frontend, FrontendFlags, FrontendKey, FrontendKind,
+    Algorithm, Backend, BackendFlags, BackendId, BackendRef, Frontend, FrontendFlags, FrontendKey, FrontendKind,
     ServiceId, SlotRange,
 };
 use podnet_common::verdict::{Reason, Verdict};
@@ -51,6 +51,7 @@ fn fill(tables: &mut HostTables, v6: bool, [kind, a, b, c, d, e, f, g]: [u8; 8])
             frontend = frontend.with_slots(slots(b), slots(c));
             frontend.flags = FrontendFlags::read_from_bytes(&[e]).expect("any byte is flags");
             frontend.affinity = u32::from(f & 1) * 60;
+            frontend.algorithm = Algorithm(f >> 1 & 1);
             tables.frontends.insert(FrontendKey::new(end(v6, a), protocol(a)), frontend);
         }
         1 => tables.slots.extend([a, b, c, d, e, f, g].map(|id| BackendId((id & 7).into()))),

@@ -5,8 +5,8 @@ use podnet_common::conntrack::{Flow, State, Time, Tuple, Way};
 use podnet_common::host::HostTables;
 use podnet_common::packet::ETHERNET;
 use podnet_common::service::{
-    Backend, BackendFlags, BackendId, BackendRef, Frontend, FrontendFlags, FrontendKey, FrontendKind,
-    ServiceId, SlotRange,
+    Algorithm, Backend, BackendFlags, BackendId, BackendRef, Frontend, FrontendFlags, FrontendKey,
+    FrontendKind, ServiceId, SlotRange,
 };
 use podnet_common::wire::{Endpoint, Family, Protocol};
 use proptest::prelude::*;
@@ -131,7 +131,7 @@ fn tables(family: Family) -> impl Strategy<Value = HostTables> {
     let flags = prop_oneof![1 => Just(0), 1 => any::<u8>()];
     let kind = prop_oneof![3 => Just(0), 1 => 0..6_u8];
     let affinity = prop_oneof![3 => Just(0), 1 => Just(60_u32)];
-    let frontend = (ends(family), protocols(), range(), range(), flags, kind, affinity);
+    let frontend = (ends(family), protocols(), range(), range(), flags, kind, affinity, 0..2_u8);
     let backend = (ends(family), 1..4_u32, prop_oneof![1 => Just(0x1f), 1 => any::<u8>()]);
     (
         proptest::collection::vec(frontend, 0..8),
@@ -143,11 +143,12 @@ fn tables(family: Family) -> impl Strategy<Value = HostTables> {
     )
         .prop_map(|(frontends, slots, backends, flows, flow_capacity, seed)| {
             let mut tables = HostTables::new(seed);
-            for (at, protocol, inside, outside, flags, kind, affinity) in frontends {
+            for (at, protocol, inside, outside, flags, kind, affinity, algorithm) in frontends {
                 let mut frontend =
                     Frontend::new(FrontendKind(kind), ServiceId(1), inside).with_slots(inside, outside);
                 frontend.flags = FrontendFlags::read_from_bytes(&[flags]).unwrap();
                 frontend.affinity = affinity;
+                frontend.algorithm = Algorithm(algorithm);
                 let rest = frontend.kind == FrontendKind::CLUSTER_IP_REST;
                 let key = FrontendKey::new(at, protocol);
                 tables.frontends.insert(if rest { FrontendKey::rest_of(at.addr) } else { key }, frontend);
