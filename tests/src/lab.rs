@@ -130,10 +130,7 @@ impl Lab {
     }
 
     /// Has all ports of the network between the nodes take frames of the nodes' drivers.
-    ///
-    /// # Errors
-    /// If one refuses.
-    pub fn idle_at_ports(&self) -> Result<Idle> {
+    pub(crate) fn idle_at_ports(&self) -> Result<Idle> {
         let mut idle = Idle::load(self)?;
         let ports: Vec<String> =
             (0..self.0.next_port.load(Ordering::Relaxed)).map(|number| format!("port{number}")).collect();

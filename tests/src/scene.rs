@@ -5,6 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use anyhow::Result;
 
 use crate::agent::{Agent, Settings, SocketLb, service_port};
+use crate::cards::{Cards, Idle};
 use crate::lab::Lab;
 use crate::manifests::{Family, Manifests, NODE_PORT, Service};
 use crate::node::Node;
@@ -132,15 +133,29 @@ pub struct Cluster {
     pub manifests: Manifests,
     /// The lab.
     pub lab: Lab,
+    _idle: Option<Idle>,
 }
 
 impl Cluster {
-    /// Makes the cluster, all pods of one kind; the agents get `flags` too. `None` if the test is to be
-    /// skipped.
+    /// Makes the cluster, all pods of one kind; the agents get `flags` too, and meet what comes from outside where
+    /// [`Cards::of_environment`] has it. `None` if the test is to be skipped.
     ///
     /// # Errors
     /// If something does not come up.
     pub fn start(kind: PodKind, socket_lb: SocketLb, flags: &[&str]) -> Result<Option<Self>> {
+        Self::start_with(kind, socket_lb, flags, Cards::of_environment()?)
+    }
+
+    /// The same, but for where what comes from outside is met.
+    ///
+    /// # Errors
+    /// Likewise.
+    pub fn start_with(
+        kind: PodKind,
+        socket_lb: SocketLb,
+        flags: &[&str],
+        cards: Cards,
+    ) -> Result<Option<Self>> {
         let Some(lab) = Lab::start()? else { return Ok(None) };
         let nodes = [lab.node("a")?, lab.node("b")?];
         let outside = Outside::create(&lab, "outside", 100, Some(&nodes[0]))?;
@@ -153,9 +168,10 @@ impl Cluster {
             manifests.apply_node(node)?;
         }
         let mut settings = Settings::new(&manifests, socket_lb);
-        settings.further = flags.iter().map(|&flag| flag.to_owned()).collect();
+        settings.further = flags.iter().map(|&flag| flag.to_owned()).chain(cards.flags()).collect();
+        let _idle = cards.prepare(&lab, &[outside.place(), nodes[0].place(), nodes[1].place()])?;
         let agents = [Agent::start(&nodes[0], settings.clone())?, Agent::start(&nodes[1], settings)?];
-        Ok(Some(Self { agents, servers, nodes, outside, client, here, there, manifests, lab }))
+        Ok(Some(Self { agents, servers, nodes, outside, client, here, there, manifests, lab, _idle }))
     }
 
     /// Puts a Service in the place of one of the same name, and waits until both kernels serve it: all

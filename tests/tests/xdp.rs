@@ -5,7 +5,7 @@ use anyhow::{Context as _, Result, ensure};
 use podnet::kernel::View;
 use podnet_common::verdict::{Layer, Reason};
 use tests::agent::{Agent, Settings, SocketLb};
-use tests::cards::{Idle, with_checksums};
+use tests::cards::{Cards, Idle};
 use tests::lab::Lab;
 use tests::manifests::{Family, Manifests};
 use tests::node::Node;
@@ -35,12 +35,9 @@ fn status(agent: &Agent) -> String {
 }
 
 /// Backends on the node see the client, others the node; what comes in is met at the card.
-fn from_outside(kind: PodKind, mode: &str) -> Result<()> {
-    let flags = ["--xdp", mode, "--xdp-interfaces", "eth0"];
-    let Some(cluster) = Cluster::start(kind, SocketLb::Off, &flags)? else { return Ok(()) };
-    let [first, second] = &cluster.nodes;
-    with_checksums(&[cluster.outside.place(), first.place(), second.place()])?;
-    let _idle = if mode == "native" { Some(cluster.lab.idle_at_ports()?) } else { None };
+fn from_outside(kind: PodKind, cards: Cards) -> Result<()> {
+    let Some(cluster) = Cluster::start_with(kind, SocketLb::Off, &[], cards)? else { return Ok(()) };
+    let first = &cluster.nodes[0];
     for (server, here) in [(&cluster.here, true), (&cluster.there, false)] {
         cluster.apply(&service().with([server]))?;
         for family in Family::ALL {
@@ -65,22 +62,22 @@ fn from_outside(kind: PodKind, mode: &str) -> Result<()> {
 
 #[test]
 fn clients_outside_are_served_at_the_card_generic_ptp() -> Result<()> {
-    from_outside(PodKind::Ptp, "generic")
+    from_outside(PodKind::Ptp, Cards::Generic)
 }
 
 #[test]
 fn clients_outside_are_served_at_the_card_generic_bridge() -> Result<()> {
-    from_outside(PodKind::Bridge, "generic")
+    from_outside(PodKind::Bridge, Cards::Generic)
 }
 
 #[test]
 fn clients_outside_are_served_at_the_card_native_ptp() -> Result<()> {
-    from_outside(PodKind::Ptp, "native")
+    from_outside(PodKind::Ptp, Cards::Native)
 }
 
 #[test]
 fn clients_outside_are_served_at_the_card_native_bridge() -> Result<()> {
-    from_outside(PodKind::Bridge, "native")
+    from_outside(PodKind::Bridge, Cards::Native)
 }
 
 /// Somebody else's program stays, and is named; podnet serves behind it.

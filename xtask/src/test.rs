@@ -122,6 +122,9 @@ impl Test {
                 Layer::Kernel | Layer::Cluster | Layer::ParityKubeProxy => {
                     let name = layer.to_possible_value().context("every layer has a name")?;
                     timings.run(name.get_name(), || integration(&environment, layer))?;
+                    if layer == Layer::Kernel {
+                        at_network_cards(&environment, timings)?;
+                    }
                 }
                 Layer::Fuzz => timings.run("fuzz", || fuzz(self.seed, self.fuzz_seconds))?,
             }
@@ -189,6 +192,33 @@ fn integration(environment: &Environment, layer: Layer) -> Result<()> {
         cargo.arg("--nocapture");
     }
     run(&mut cargo)
+}
+
+/// Runs the tests with clients outside once more for each way in which packets are met at network cards.
+fn at_network_cards(environment: &Environment, timings: &mut Timings) -> Result<()> {
+    const FILES: [&str; 4] = ["nodeport", "policies", "icmp", "fragments"];
+    /// How the names of the tests begin. What is at the pods' interfaces makes no difference at the card.
+    const TESTS: [&str; 8] = [
+        "a_local_backend_sees_the_client_outside_ptp",
+        "a_remote_backend_is_reached_through_the_node_bridge",
+        "host_port_ptp",
+        "external_policy_local_tc_ptp",
+        "no_endpoint_anywhere",
+        "path_mtu",
+        "an_endpoint_that_does_not_listen_refuses_ptp",
+        "datagrams_in_fragments_ptp",
+    ];
+    for mode in ["generic", "native"] {
+        timings.run(&format!("kernel: xdp {mode}"), || {
+            let mut cargo = cargo_with(environment);
+            cargo.env("PODNET_XDP", mode).args(["test", "-p", "tests"]);
+            for file in FILES {
+                cargo.args(["--test", file]);
+            }
+            run(cargo.args(["--no-fail-fast", "--", "--test-threads=1"]).args(TESTS))
+        })?;
+    }
+    Ok(())
 }
 
 /// The names of cargo's integration tests in `folder`, sorted.
