@@ -11,7 +11,7 @@ use podnet_common::wire::{Be16, Endpoint, Protocol};
 /// How many slots a set may have: primes, so that whoever goes through them in steps of any size comes by all.
 pub const SIZES: [u32; 10] = [251, 509, 1021, 2039, 4093, 8191, 16_381, 32_749, 65_521, 131_071];
 
-/// How many slots a set has where nobody says: 16 KiB, in which the shares of 40 backends differ by a hundredth.
+/// How many slots a set has where nobody says: 32 KiB, in which the shares of 40 backends differ by a hundredth.
 pub const USUAL: u32 = 4093;
 
 /// How many slots each backend has at the least, so that shares differ by no more than a tenth.

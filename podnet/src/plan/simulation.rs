@@ -552,7 +552,7 @@ proptest! {
 
     #[test]
     fn tables_without_room_keep_what_works(history in steps()) {
-        let mut world = World::new(8, 160);
+        let mut world = World::new(8, 520);
         for step in history {
             run(&mut world, step);
         }
