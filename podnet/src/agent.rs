@@ -27,12 +27,13 @@ use crate::config::{NodePorts, OomScoreAdj};
 use crate::error::Error;
 use crate::events::Events;
 use crate::health::{Health, Moment};
-use crate::interfaces::{Action, Facing, Interfaces, Link, News, Patterns, PodInterfaces};
+use crate::interfaces::{Action, Cards, Facing, Interfaces, Link, News, Patterns, PodInterfaces};
 use crate::kernel::{self, Dataplane, Side, XdpTarget};
 use crate::metrics::Metrics;
 use crate::output;
 use crate::plan::{Plan, Planner, Table};
 use crate::progress::{Change, Progress};
+use crate::routes::{DefaultRoutes, next_of};
 use crate::service_health::{Failure, ServiceHealth};
 
 /// How long what failed or found no room waits until it is tried again.
@@ -53,7 +54,7 @@ pub struct Settings {
     /// Which others face other machines.
     pub node_interfaces: Patterns,
     /// Which of those are network cards.
-    pub xdp_interfaces: Patterns,
+    pub xdp_interfaces: Option<Patterns>,
     /// How this node serves what the cluster wants.
     pub proxy: ProxySettings,
     /// Where NodePorts are served.
@@ -93,6 +94,9 @@ pub async fn run(settings: Settings) -> Result<(), Error> {
     let source = OpenSource::open(&settings).await?;
     let mut interfaces = Interfaces::open().map_err(Error::system("a netlink socket"))?;
     let mut addresses = Addresses::open().map_err(Error::system("a netlink socket"))?;
+    let listens = settings.kernel.xdp.is_some() && settings.xdp_interfaces.is_none();
+    let mut routes =
+        listens.then(DefaultRoutes::open).transpose().map_err(Error::system("a netlink socket"))?;
     let metrics = Arc::new(Metrics::new(settings.proxy.node.clone(), settings.kernel.bpffs.clone()));
     let health = Arc::new(Health::default());
     let events = Events::new(source.client(), &settings.proxy.node);
@@ -121,6 +125,9 @@ pub async fn run(settings: Settings) -> Result<(), Error> {
                     agent.sync_unless_astray(&batch);
                 } else if agent.index.synced() {
                     agent.start(&batch)?;
+                    if routes.is_some() {
+                        agent.lead_out(next_of(&mut routes).await);
+                    }
                     agent.links(interfaces.next().await);
                     agent.ready();
                     if settings.once {
@@ -134,6 +141,7 @@ pub async fn run(settings: Settings) -> Result<(), Error> {
                 agent.serve_health_checks().await;
             }
             news = interfaces.next(), if agent.is_ready() => agent.links(news),
+            uplinks = next_of(&mut routes), if agent.is_ready() => agent.lead_out(uplinks),
             all = addresses.next() => {
                 agent.set_addresses(all);
                 if agent.is_ready() {
@@ -221,7 +229,7 @@ struct Agent {
     planner: Planner,
     dataplane: Dataplane,
     facing: Facing,
-    xdp_interfaces: Patterns,
+    cards: Cards,
     pending: Pending,
     metrics: Arc<Metrics>,
     progress: Progress,
@@ -271,7 +279,7 @@ impl Agent {
             planner,
             dataplane,
             facing,
-            xdp_interfaces: settings.xdp_interfaces.clone(),
+            cards: Cards::new(settings.xdp_interfaces.clone()),
             pending: Pending::default(),
             progress: Progress::new(health.clone(), metrics.clone(), Timestamp::now()),
             metrics,
@@ -494,7 +502,7 @@ impl Agent {
                 Action::Attach(side, link) => {
                     match self.dataplane.attach_interface(side, link.index, &link.name) {
                         Ok(()) => {
-                            self.facing.attached(side, link.index);
+                            self.facing.attached(side, &link);
                             debug!(interface = link.name, "attached");
                             self.attach_xdp(side, &link);
                         }
@@ -517,6 +525,7 @@ impl Agent {
                      if that is as it should be"
                 ),
                 Action::Detach(index) => {
+                    self.cards.forget(index);
                     if let Err(error) = self.dataplane.detach_interface(index) {
                         warn!(%error, index, "an interface could not be detached from");
                     }
@@ -527,11 +536,18 @@ impl Agent {
         self.metrics.interfaces.set(i64::try_from(count).unwrap_or(i64::MAX));
     }
 
+    /// Takes note of which interfaces a default route leaves by: those are network cards, unless others are named.
+    fn lead_out(&mut self, uplinks: BTreeSet<u32>) {
+        for link in self.cards.lead_out(uplinks) {
+            self.attach_xdp(Side::Net, &link);
+        }
+    }
+
     /// Has packets met at a network card, if they are to be: else, or if that is not to be had, they are met behind it
     /// all the same.
     fn attach_xdp(&mut self, side: Side, link: &Link) {
         let interface = link.name.as_str();
-        if side != Side::Net || link.vlan || !self.xdp_interfaces.matches(interface) {
+        if !self.cards.meet(side, link) {
             if let Err(error) = self.dataplane.detach_xdp(link.index) {
                 warn!(%error, interface, "a network card could not be detached from");
             }

@@ -34,10 +34,6 @@ impl Patterns {
     /// All that do not face pods: uplinks, bonds of them, and tunnels between nodes.
     pub const NODES: &str = "*";
 
-    /// What network cards, and bonds of them, are called by the kernel, by systemd (systemd.net-naming-scheme(7)) and
-    /// by administrators.
-    pub const CARDS: &str = "eth*,en*,bond*";
-
     /// Whether one of the patterns matches.
     pub fn matches(&self, name: &str) -> bool {
         self.0.iter().any(|pattern| glob_match::glob_match(pattern, name))
@@ -163,13 +159,63 @@ pub struct Facing {
     lamented: BTreeSet<u32>,
 }
 
+/// Which of the interfaces that face other machines are network cards, at which packets may be met.
+#[derive(Debug, Default)]
+pub struct Cards {
+    /// Those with these names; else those that a default route leaves by.
+    named: Option<Patterns>,
+    uplinks: BTreeSet<u32>,
+    /// All that face other machines, and whether they are cards.
+    known: BTreeMap<u32, (Link, bool)>,
+}
+
+impl Cards {
+    /// Those with these names, or that a default route leaves by.
+    pub fn new(named: Option<Patterns>) -> Self {
+        Self { named, ..Self::default() }
+    }
+
+    /// Takes note of an interface, which may face other machines; whether it is a card.
+    ///
+    /// A VLAN is none: the card below it meets its packets.
+    pub fn meet(&mut self, side: Side, link: &Link) -> bool {
+        if side != Side::Net {
+            self.known.remove(&link.index);
+            return false;
+        }
+        let card = self.is_card(link);
+        self.known.insert(link.index, (link.clone(), card));
+        card
+    }
+
+    /// Takes note of an interface that is gone.
+    pub fn forget(&mut self, index: u32) {
+        self.known.remove(&index);
+    }
+
+    /// Takes note of which interfaces a default route leaves by; those that are cards from now on, or no more.
+    pub fn lead_out(&mut self, uplinks: BTreeSet<u32>) -> Vec<Link> {
+        self.uplinks = uplinks;
+        let known: Vec<Link> = self.known.values().map(|(link, _)| link.clone()).collect();
+        known.into_iter().filter(|link| self.known[&link.index].1 != self.is_card(link)).collect()
+    }
+
+    fn is_card(&self, link: &Link) -> bool {
+        !link.vlan
+            && match &self.named {
+                Some(patterns) => patterns.matches(&link.name),
+                None => self.uplinks.contains(&link.index),
+            }
+    }
+}
+
 /// How far an interface is.
 #[derive(Debug)]
 enum Attachment {
     /// An earlier agent has left it attached.
     Left,
-    /// It is attached.
-    Done(Side),
+    /// It is attached, by this name.
+    Done(Side, String),
     /// It could not be attached.
     Failed(Side, Link),
 }
@@ -240,8 +286,8 @@ impl Facing {
     }
 
     /// Notes that an interface is attached to.
-    pub fn attached(&mut self, side: Side, index: u32) {
-        self.links.insert(index, Attachment::Done(side));
+    pub fn attached(&mut self, side: Side, link: &Link) {
+        self.links.insert(link.index, Attachment::Done(side, link.name.clone()));
     }
 
     /// Whether some interfaces could not be attached to.
@@ -256,14 +302,14 @@ impl Facing {
 
     /// How many interfaces are attached to that face `side`.
     pub fn count(&self, side: Side) -> usize {
-        let done = |attachment: &&Attachment| matches!(attachment, Attachment::Done(at) if *at == side);
+        let done = |attachment: &&Attachment| matches!(attachment, Attachment::Done(at, _) if *at == side);
         self.links.values().filter(done).count()
     }
 
     fn failures(&self) -> impl Iterator<Item = (Side, &Link)> {
         self.links.values().filter_map(|attachment| match attachment {
             Attachment::Failed(side, link) => Some((*side, link)),
-            Attachment::Left | Attachment::Done(_) => None,
+            Attachment::Left | Attachment::Done(..) => None,
         })
     }
 
@@ -277,12 +323,12 @@ impl Facing {
             };
         };
         match self.links.get_mut(&link.index) {
-            Some(Attachment::Done(at)) if *at == side => return None,
-            // Its name may have changed.
-            Some(Attachment::Failed(at, failed)) => (*at, *failed) = (side, link.clone()),
-            Some(Attachment::Left | Attachment::Done(_)) | None => {
-                self.links.insert(link.index, Attachment::Done(side));
+            // By another name an uplink may be a network card.
+            Some(Attachment::Done(at, name)) if *at == side && (side == Side::Pod || *name == link.name) => {
+                return None;
             }
+            Some(Attachment::Failed(at, failed)) => (*at, *failed) = (side, link.clone()),
+            Some(Attachment::Left | Attachment::Done(..)) | None => self.attached(side, &link),
         }
         Some(Action::Attach(side, link))
     }
@@ -414,6 +460,26 @@ mod tests {
         }
     }
 
+    #[test]
+    fn cards_follow_names_or_default_routes() {
+        let (uplink, other) = (link(1, "eth0"), link(2, "eth1"));
+        let mut cards = Cards::new(None);
+        assert!(!cards.meet(Side::Net, &uplink) && !cards.meet(Side::Pod, &other));
+        assert_eq!(cards.lead_out([1, 2].into()), std::slice::from_ref(&uplink), "the other faces pods");
+        assert!(cards.meet(Side::Net, &uplink));
+        assert_eq!(cards.lead_out([1].into()), []);
+        assert_eq!(cards.lead_out([].into()), std::slice::from_ref(&uplink));
+        assert!(!cards.meet(Side::Net, &uplink));
+        cards.forget(1);
+        assert_eq!(cards.lead_out([1].into()), [], "it is gone");
+        let vlan = Link { vlan: true, ..uplink.clone() };
+        assert!(!cards.meet(Side::Net, &vlan) && cards.meet(Side::Net, &uplink));
+
+        let mut named = Cards::new(Some("eth1".parse().unwrap()));
+        assert_eq!(named.lead_out([1].into()), []);
+        assert!(!named.meet(Side::Net, &uplink) && named.meet(Side::Net, &other));
+    }
+
     fn facing(attached: &[u32]) -> Facing {
         of_pods(PodInterfaces::default(), attached)
     }
@@ -497,7 +563,7 @@ mod tests {
         assert!(!facing.failed(Side::Pod, link(3, "veth3")));
         assert_eq!(facing.handle(News::Changed(link(3, "veth3"))), attach, "it may work now");
         assert_eq!(facing.again(), attach, "nobody has said yet that it does");
-        facing.attached(Side::Pod, 3);
+        facing.attached(Side::Pod, &link(3, "veth3"));
         assert_eq!((facing.count(Side::Pod), facing.is_behind(), facing.again().len()), (1, false, 0));
         assert!(facing.failed(Side::Pod, link(3, "veth3")), "that is another failure");
     }

@@ -21,4 +21,5 @@ mod netlink;
 pub mod output;
 pub mod plan;
 pub mod progress;
+mod routes;
 pub mod service_health;

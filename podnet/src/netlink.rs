@@ -70,6 +70,11 @@ impl Netlink {
         self.stale
     }
 
+    /// Notes that all has to be listed anew.
+    pub(crate) const fn miss(&mut self) {
+        self.stale = true;
+    }
+
     /// Takes note of a list of all `things`; `None` if it has failed.
     pub(crate) fn listed<T>(&mut self, list: Result<T, rtnetlink::Error>, things: &str) -> Option<T> {
         match list {

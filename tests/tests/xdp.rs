@@ -13,6 +13,7 @@ use tests::north_south::{frontends, is_served, service};
 use tests::peer::transfer;
 use tests::pod::PodKind;
 use tests::scene::{Cluster, node_address};
+use tests::wait::{PATIENCE, until};
 
 /// Enough for many segments of every size, and little enough to be quick.
 const BYTES: u64 = 32 << 20;
@@ -89,7 +90,7 @@ fn another_program_at_the_card_stays() -> Result<()> {
     node.place().netns.run(|| idle.attach(&["eth0".to_owned()]))?;
     let manifests = Manifests::new(lab.folder("manifests")?);
     let mut settings = Settings::new(&manifests, SocketLb::Off);
-    settings.further = ["--xdp", "native"].map(str::to_owned).to_vec();
+    settings.further = ["--xdp", "native", "--xdp-interfaces", "eth*"].map(str::to_owned).to_vec();
     let agent = Agent::start(&node, settings)?;
     ensure!(agent.log().contains("another XDP program, from_net_xdp, is there"), "{}", agent.log());
     let status = status(&agent);
@@ -115,7 +116,7 @@ fn the_card_is_taken_over() -> Result<()> {
     let mut settings = Settings::new(&manifests, SocketLb::Off);
     for modes in [["native", "native"], ["generic", "generic"], ["native", "generic"], ["generic", "off"]] {
         for mode in modes {
-            settings.further = ["--xdp", mode].map(str::to_owned).to_vec();
+            settings.further = ["--xdp", mode, "--xdp-interfaces", "eth*"].map(str::to_owned).to_vec();
             let mut agent = Agent::start(&node, settings.clone())?;
             let status = status(&agent);
             for other in ["native", "generic"] {
@@ -133,4 +134,52 @@ fn the_card_is_taken_over() -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// Network cards are the interfaces that a default route leaves by, whenever that is, unless others are named; another
+/// name makes no difference then, and one where names tell.
+#[test]
+fn cards_are_where_a_default_route_leaves() -> Result<()> {
+    let Some(lab) = Lab::start()? else { return Ok(()) };
+    let node = lab.node("a")?;
+    let manifests = Manifests::new(lab.folder("manifests")?);
+    let mut settings = Settings::new(&manifests, SocketLb::Off);
+    settings.further = ["--xdp", "native"].map(str::to_owned).to_vec();
+    let ip = |arguments: &str| -> Result<()> {
+        let ran = node.place().command("ip")?.args(arguments.split(' ')).output()?;
+        ensure!(ran.status.success(), "ip {arguments}: {}", String::from_utf8_lossy(&ran.stderr));
+        Ok(())
+    };
+    let is_met = |met: bool, case: &str| {
+        until(case, PATIENCE, || {
+            let mode = mode_of_card(&node)?;
+            ensure!(mode.is_some() == met, "{mode:?}");
+            Ok(())
+        })
+    };
+    for family in ["-4", "-6"] {
+        ip(&format!("{family} route del default"))?;
+    }
+    let agent = Agent::start(&node, settings.clone())?;
+    ensure!(mode_of_card(&node)?.is_none(), "without a default route");
+    for (family, via) in [("-4", "172.18.0.99"), ("-6", "fd00:172:18::63")] {
+        ip(&format!("{family} route add default via {via} dev eth0"))?;
+        is_met(true, "with a default route")?;
+        ip(&format!("{family} route add default via {via} dev eth0 metric 2000"))?;
+        ip(&format!("{family} route del default via {via} dev eth0 metric 2000"))?;
+        is_met(true, "with one of two")?;
+        ip(&format!("{family} route del default"))?;
+        is_met(false, "without it again")?;
+    }
+    drop(agent);
+    settings.further = ["--xdp", "native", "--xdp-interfaces", "uplink*"].map(str::to_owned).to_vec();
+    let _agent = Agent::start(&node, settings)?;
+    ensure!(mode_of_card(&node)?.is_none(), "by another name");
+    ip("link set eth0 name uplink0")?;
+    let met = || {
+        let shown = node.place().command("ip")?.args(["link", "show", "uplink0"]).output()?;
+        ensure!(String::from_utf8_lossy(&shown.stdout).contains("xdp"), "by that name");
+        Ok(())
+    };
+    until("by that name", PATIENCE, met)
 }

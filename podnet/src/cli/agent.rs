@@ -51,15 +51,10 @@ pub(super) struct Agent {
     )]
     node_interfaces: Patterns,
 
-    /// The network cards among those, for --xdp: globs, separated by commas
-    #[arg(
-        long,
-        value_name = "GLOBS",
-        env = "PODNET_XDP_INTERFACES",
-        default_value = Patterns::CARDS,
-        value_parser = patterns
-    )]
-    xdp_interfaces: Patterns,
+    /// The network cards among those, for --xdp: globs, separated by commas [default: those that a default route
+    /// leaves by]
+    #[arg(long, value_name = "GLOBS", env = "PODNET_XDP_INTERFACES", value_parser = patterns)]
+    xdp_interfaces: Option<Patterns>,
 
     #[command(flatten)]
     balancing: Balancing,
