@@ -25,6 +25,7 @@ use crate::cluster::object::Key;
 use crate::cluster::watch::{self, Scope};
 use crate::cluster::{Event, Feed, feed};
 use crate::config::{NodePorts, OomScoreAdj};
+use crate::dns::{self, Names};
 use crate::error::Error;
 use crate::events::Events;
 use crate::health::{Health, Moment};
@@ -63,6 +64,10 @@ pub struct Settings {
     pub healthz: Option<SocketAddr>,
     /// Where metrics are served, if anywhere.
     pub metrics: Option<SocketAddr>,
+    /// The cluster's names, if there is to be anything about them.
+    pub names: Option<dns::Settings>,
+    /// How they are served, if they are.
+    pub serve_names: Option<dns::Serve>,
     /// How readily the kernel ends the agent, if that is not to stay as it is.
     pub oom_score_adj: Option<OomScoreAdj>,
     /// Whether to end once what is there at the start is in the kernel.
@@ -99,7 +104,7 @@ pub async fn run(settings: Settings) -> Result<(), Error> {
     let events = Events::new(source.client(), &settings.proxy.node);
     let mut agent = Agent::open(&settings, health.clone(), metrics.clone(), events)?;
     agent.set_addresses(addresses.next().await);
-    servers.start(health, metrics);
+    servers.start(health, metrics, agent.names.as_ref())?;
     let (feed, mut incoming) = feed();
     let source = tokio::spawn(source.run(feed));
 
@@ -162,6 +167,7 @@ async fn ended(source: JoinHandle<()>) -> Error {
 struct Servers {
     healthz: Option<TcpListener>,
     metrics: Option<TcpListener>,
+    names: Option<dns::Server>,
 }
 
 impl Servers {
@@ -172,22 +178,27 @@ impl Servers {
         Ok(Self {
             healthz: listen(settings.healthz, "--healthz-bind-address")?,
             metrics: listen(settings.metrics, "--metrics-bind-address")?,
+            names: settings.serve_names.as_ref().map(dns::Server::open).transpose()?,
         })
     }
 
-    fn start(self, health: Arc<Health>, metrics: Arc<Metrics>) {
+    fn start(self, health: Arc<Health>, metrics: Arc<Metrics>, names: Option<&Names>) -> Result<(), Error> {
+        if let (Some(server), Some(names)) = (self.names, names) {
+            server.start(names, &metrics.dns)?;
+        }
         if let Some(listener) = self.metrics {
             tokio::spawn(admin::serve(listener, "/metrics", admin::metrics_router(metrics.clone())));
         }
         if let Some(listener) = self.healthz {
             tokio::spawn(admin::serve(listener, "/healthz", admin::health_router(health, metrics)));
         }
+        Ok(())
     }
 }
 
 /// A source that is there to be read.
 enum OpenSource {
-    Cluster { client: kube::Client, node: String },
+    Cluster { client: kube::Client, node: String, scope: Scope },
     Manifests(Files),
 }
 
@@ -197,6 +208,7 @@ impl OpenSource {
             Source::Cluster(kubeconfig) => Self::Cluster {
                 client: watch::connect(kubeconfig.as_deref()).await?,
                 node: settings.proxy.node.clone(),
+                scope: if settings.names.is_some() { Scope::RoutesAndNames } else { Scope::Routes },
             },
             Source::Manifests(directory) => Self::Manifests(Files::open(directory)?),
         })
@@ -211,7 +223,7 @@ impl OpenSource {
 
     async fn run(self, feed: Feed) {
         match self {
-            Self::Cluster { client, node } => watch::run(client, feed, &node, Scope::Routes).await,
+            Self::Cluster { client, node, scope } => watch::run(client, feed, &node, scope).await,
             Self::Manifests(files) => files.run(feed).await,
         }
     }
@@ -219,6 +231,7 @@ impl OpenSource {
 
 struct Agent {
     index: Index,
+    names: Option<Names>,
     planner: Planner,
     dataplane: Dataplane,
     facing: Facing,
@@ -269,6 +282,7 @@ impl Agent {
         );
         Ok(Self {
             index: Index::new(settings.proxy.clone()),
+            names: settings.names.as_ref().map(|names| Names::new(names, serial(Timestamp::now()))),
             planner,
             dataplane,
             facing,
@@ -329,6 +343,9 @@ impl Agent {
         }
         if let Some(change) = Change::of(&event) {
             self.progress.read(change, !self.index.knows(&event), now);
+        }
+        if let Some(names) = &self.names {
+            names.handle(&event, serial(now.time));
         }
         self.index.handle(event);
     }
@@ -551,6 +568,11 @@ impl Agent {
             ),
         }
     }
+}
+
+/// A time as serial numbers of zones count it.
+fn serial(time: Timestamp) -> u32 {
+    u32::try_from(time.as_second()).unwrap_or_default()
 }
 
 /// Logs what there is to know of a plan, each matter once.
