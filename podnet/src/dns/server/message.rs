@@ -7,7 +7,7 @@ use hickory_proto::ProtoError;
 use hickory_proto::op::{
     Edns, EmitAndCount, Message, MessageType, Metadata, OpCode, Query, ResponseCode, emit_message_parts,
 };
-use hickory_proto::rr::{DNSClass, Record, RecordType};
+use hickory_proto::rr::{DNSClass, Name, Record, RecordType};
 use hickory_proto::serialize::binary::{BinEncodable, BinEncoder};
 
 /// The length of a message's header.
@@ -176,7 +176,8 @@ impl Request {
             Record::from(&own)
         });
         let limit = self.limit(transport) - opt.as_ref().map_or(0, |_| OPT);
-        let section = |records| Section { records, limit: limit.into(), cut: false };
+        let asked = self.query.name();
+        let section = |records| Section { records, asked, limit: limit.into(), cut: false };
         let (mut answers, mut authorities) = (section(&reply.answers), section(&reply.authorities));
         let mut bytes = Vec::with_capacity(usize::from(PLAIN));
         let written = emit_message_parts(
@@ -209,22 +210,44 @@ const OPT: u16 = 11;
 /// The bit of a header's third byte that says that there is more.
 const TRUNCATED: u8 = 0x02;
 
+/// What stands for the name that was asked for: a pointer to where it is.
+const ASKED: u16 = 0xc000 | 12;
+
 /// The records of a section, as far as they fit.
 ///
-/// The encoder can keep to a limit too, but by its names' full length: it shortens them once they are written.
+/// The encoder can keep to a limit too, but by its names' full length, since it shortens them once they are written;
+/// and it does that for the first ones of a message only.
 struct Section<'a> {
     records: &'a [Record],
+    /// The name that was asked for.
+    asked: &'a Name,
     /// How long the message may be after them.
     limit: usize,
     /// Whether some did not fit.
     cut: bool,
 }
 
+impl Section<'_> {
+    fn write(&self, record: &Record, encoder: &mut BinEncoder<'_>) -> Result<(), ProtoError> {
+        if !record.name.eq_case(self.asked) {
+            return record.emit(encoder);
+        }
+        encoder.emit_u16(ASKED)?;
+        record.record_type().emit(encoder)?;
+        record.dns_class.emit(encoder)?;
+        encoder.emit_u32(record.ttl)?;
+        let length = encoder.place::<u16>()?;
+        record.data.emit(encoder)?;
+        let written = u16::try_from(encoder.len_since_place(&length)).unwrap_or(u16::MAX);
+        length.replace(encoder, written)
+    }
+}
+
 impl EmitAndCount for Section<'_> {
     fn emit(&mut self, encoder: &mut BinEncoder<'_>) -> Result<usize, ProtoError> {
         for (count, record) in self.records.iter().enumerate() {
             let before = encoder.offset();
-            let written = record.emit(encoder);
+            let written = self.write(record, encoder);
             if written.is_err() || encoder.offset() > self.limit {
                 encoder.set_offset(before);
                 encoder.trim();
