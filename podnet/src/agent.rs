@@ -232,6 +232,8 @@ impl OpenSource {
 struct Agent {
     index: Index,
     names: Option<Names>,
+    /// Whom the server of names asks for others.
+    upstreams: Vec<SocketAddr>,
     planner: Planner,
     dataplane: Dataplane,
     facing: Facing,
@@ -283,6 +285,7 @@ impl Agent {
         Ok(Self {
             index: Index::new(settings.proxy.clone()),
             names: settings.names.as_ref().map(|names| Names::new(names, serial(Timestamp::now()))),
+            upstreams: settings.serve_names.as_ref().map(|it| it.upstreams.clone()).unwrap_or_default(),
             planner,
             dataplane,
             facing,
@@ -374,6 +377,16 @@ impl Agent {
         }
         if let Err(error) = self.dataplane.take_over() {
             warn!(%error, "the take-over from an earlier agent is not complete");
+        }
+        let is_clusters = |upstream: &&SocketAddr| {
+            self.names.as_ref().is_some_and(|names| names.is_name_server(upstream.ip()))
+        };
+        if let Some(upstream) = self.upstreams.iter().find(is_clusters) {
+            warn!(
+                %upstream,
+                "names outside are asked of the cluster's own DNS, which must not ask podnet in turn: name other \
+                 servers with --dns-upstream"
+            );
         }
         self.metrics.set_ready();
         let services = self.index.services().count();

@@ -28,6 +28,7 @@ mod reverse;
 mod server;
 pub mod zone;
 
+use std::net::IpAddr;
 use std::sync::{Arc, PoisonError, RwLock};
 
 pub use config::{DnsError, Flags, Mode, Serve};
@@ -58,6 +59,12 @@ impl Names {
         index.handle(event, now);
         // Who asks gets what is there at that moment.
         index.take_dirty();
+    }
+
+    /// Whether the cluster's own DNS has this address.
+    pub fn is_name_server(&self, address: IpAddr) -> bool {
+        let index = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        index.name_server().is_some_and(|service| service.cluster_ips.contains(&address))
     }
 }
 
