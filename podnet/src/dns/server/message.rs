@@ -270,3 +270,106 @@ impl EmitAndCount for Rest<'_> {
         Ok(self.further.emit(encoder)? + encoder.emit_all(self.opt.iter())?)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+    use hickory_proto::rr::RData;
+    use proptest::collection::vec;
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// A query with some of its bytes changed, cut or added to: what is nearly right goes further than what is not.
+    fn nearly_a_query() -> impl Strategy<Value = Vec<u8>> {
+        let names = prop_oneof![Just("."), Just("web.shop.svc.cluster.local."), Just("a.b.")];
+        let changes = vec((any::<prop::sample::Index>(), any::<u8>()), 0..4);
+        (names, any::<u16>(), any::<bool>(), changes, vec(any::<u8>(), 0..20), 0..60usize).prop_map(
+            |(name, kind, edns, changes, more, cut)| {
+                let mut message = Message::query();
+                message.add_query(Query::query(Name::from_ascii(name).unwrap(), RecordType::from(kind)));
+                if edns {
+                    message.set_edns(Edns::new());
+                }
+                let mut bytes = message.to_vec().unwrap();
+                for (at, byte) in changes {
+                    let at = at.index(bytes.len());
+                    bytes[at] = byte;
+                }
+                bytes.extend(more);
+                // Mostly nothing is cut off.
+                bytes.truncate(bytes.len().saturating_sub(cut.saturating_sub(40)));
+                bytes
+            },
+        )
+    }
+
+    fn record() -> impl Strategy<Value = Record> {
+        let names = prop_oneof![
+            Just("web.shop.svc.cluster.local."),
+            Just("x.web.shop.svc.cluster.local."),
+            Just(".")
+        ];
+        (names, any::<[u8; 16]>(), any::<bool>()).prop_map(|(name, ip, v4)| {
+            let ip: IpAddr =
+                if v4 { Ipv4Addr::new(ip[0], ip[1], ip[2], ip[3]).into() } else { Ipv6Addr::from(ip).into() };
+            Record::from_rdata(Name::from_ascii(name).unwrap(), 5, RData::from(ip))
+        })
+    }
+
+    proptest! {
+        /// Whatever comes is answered, if at all, by a message that can be read and has its number.
+        #[test]
+        fn anything_may_come(bytes in prop_oneof![vec(any::<u8>(), 0..80), nearly_a_query()]) {
+            let answer = match Received::read(&bytes) {
+                Received::Nothing => return Ok(()),
+                Received::Odd(_, answer) => answer,
+                Received::Question(request) => {
+                    request.encode(&Reply::of(ResponseCode::NoError), Transport::Udp)
+                }
+            };
+            let answer = Message::from_vec(&answer).unwrap().metadata;
+            prop_assert_eq!(answer.id.to_be_bytes(), [bytes[0], bytes[1]]);
+            prop_assert_eq!(answer.message_type, MessageType::Response);
+        }
+
+        /// An answer is as long as its client takes at most, and all that is in it is what it should be, in order.
+        #[test]
+        fn an_answer_is_a_beginning_of_what_there_is(
+            name in prop_oneof![Just("web.shop.svc.cluster.local."), Just("."), Just("wEb.shop.svc.cluster.local.")],
+            size in prop::option::of(0..5000u16),
+            answers in vec(record(), 0..300),
+            authorities in vec(record(), 0..3),
+            additionals in vec(record(), 0..30),
+            by_tcp in any::<bool>(),
+        ) {
+            let mut message = Message::query();
+            message.add_query(Query::query(Name::from_ascii(name).unwrap(), RecordType::A));
+            if let Some(size) = size {
+                let mut edns = Edns::new();
+                edns.set_max_payload(size);
+                message.set_edns(edns);
+            }
+            let Received::Question(request) = Received::read(&message.to_vec().unwrap()) else {
+                panic!("it is a question")
+            };
+            let reply = Reply { answers, authorities, additionals, ..Reply::of(ResponseCode::NoError) };
+            let transport = if by_tcp { Transport::Tcp } else { Transport::Udp };
+            let bytes = request.encode(&reply, transport);
+            prop_assert!(bytes.len() <= usize::from(request.limit(transport)));
+            let read = Message::from_vec(&bytes).unwrap();
+            let whole = read.answers.len() == reply.answers.len() && read.authorities.len() == reply.authorities.len();
+            prop_assert_eq!(read.metadata.truncation, !whole);
+            prop_assert_eq!(read.edns.is_some(), size.is_some());
+            prop_assert!(read.queries[0].name().eq_case(message.queries[0].name()));
+            for (found, expected) in [
+                (&read.answers, &reply.answers),
+                (&read.authorities, &reply.authorities),
+                (&read.additionals, &reply.additionals),
+            ] {
+                prop_assert!(found.iter().eq(&expected[..found.len()]));
+            }
+        }
+    }
+}
