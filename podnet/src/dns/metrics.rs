@@ -72,3 +72,27 @@ const fn name(code: ResponseCode) -> &'static str {
         _ => "other",
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use prometheus_client::encoding::text;
+
+    use super::*;
+
+    #[test]
+    fn questions_are_counted_by_zone_code_and_transport() {
+        let mut registry = Registry::default();
+        let metrics = DnsMetrics::register(registry.sub_registry_with_prefix("podnet_dns"));
+        metrics.answered("cluster", ResponseCode::NXDomain, "udp");
+        metrics.forwarded(Duration::from_millis(3), false);
+        let mut encoded = String::new();
+        text::encode(&mut encoded, &registry).unwrap();
+        for line in [
+            "podnet_dns_queries_total{zone=\"cluster\",rcode=\"NXDOMAIN\",transport=\"udp\"} 1",
+            "podnet_dns_forward_seconds_count 1",
+            "podnet_dns_forward_failures_total 1",
+        ] {
+            assert!(encoded.contains(line), "no {line} in:\n{encoded}");
+        }
+    }
+}
