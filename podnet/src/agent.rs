@@ -22,8 +22,10 @@ use crate::cluster::index::Index;
 use crate::cluster::model::{pod_networks, service_networks, service_networks_left_out, service_ports};
 use crate::cluster::node::ProxySettings;
 use crate::cluster::object::Key;
-use crate::cluster::{Event, Feed, feed, watch};
+use crate::cluster::watch::{self, Scope};
+use crate::cluster::{Event, Feed, feed};
 use crate::config::{NodePorts, OomScoreAdj};
+use crate::dns::{self, Names};
 use crate::error::Error;
 use crate::events::Events;
 use crate::health::{Health, Moment};
@@ -63,6 +65,10 @@ pub struct Settings {
     pub healthz: Option<SocketAddr>,
     /// Where metrics are served, if anywhere.
     pub metrics: Option<SocketAddr>,
+    /// The cluster's names, if there is to be anything about them.
+    pub names: Option<dns::Settings>,
+    /// How they are served, if they are.
+    pub serve_names: Option<dns::Serve>,
     /// How readily the kernel ends the agent, if that is not to stay as it is.
     pub oom_score_adj: Option<OomScoreAdj>,
     /// Whether to end once what is there at the start is in the kernel.
@@ -102,7 +108,7 @@ pub async fn run(settings: Settings) -> Result<(), Error> {
     let events = Events::new(source.client(), &settings.proxy.node);
     let mut agent = Agent::open(&settings, health.clone(), metrics.clone(), events)?;
     agent.set_addresses(addresses.next().await);
-    servers.start(health, metrics);
+    servers.start(health, metrics, agent.names.as_ref())?;
     let (feed, mut incoming) = feed();
     let source = tokio::spawn(source.run(feed));
 
@@ -169,6 +175,7 @@ async fn ended(source: JoinHandle<()>) -> Error {
 struct Servers {
     healthz: Option<TcpListener>,
     metrics: Option<TcpListener>,
+    names: Option<dns::Server>,
 }
 
 impl Servers {
@@ -179,22 +186,27 @@ impl Servers {
         Ok(Self {
             healthz: listen(settings.healthz, "--healthz-bind-address")?,
             metrics: listen(settings.metrics, "--metrics-bind-address")?,
+            names: settings.serve_names.as_ref().map(dns::Server::open).transpose()?,
         })
     }
 
-    fn start(self, health: Arc<Health>, metrics: Arc<Metrics>) {
+    fn start(self, health: Arc<Health>, metrics: Arc<Metrics>, names: Option<&Names>) -> Result<(), Error> {
+        if let (Some(server), Some(names)) = (self.names, names) {
+            server.start(names, &metrics.dns)?;
+        }
         if let Some(listener) = self.metrics {
             tokio::spawn(admin::serve(listener, "/metrics", admin::metrics_router(metrics.clone())));
         }
         if let Some(listener) = self.healthz {
             tokio::spawn(admin::serve(listener, "/healthz", admin::health_router(health, metrics)));
         }
+        Ok(())
     }
 }
 
 /// A source that is there to be read.
 enum OpenSource {
-    Cluster { client: kube::Client, node: String },
+    Cluster { client: kube::Client, node: String, scope: Scope },
     Manifests(Files),
 }
 
@@ -204,6 +216,7 @@ impl OpenSource {
             Source::Cluster(kubeconfig) => Self::Cluster {
                 client: watch::connect(kubeconfig.as_deref()).await?,
                 node: settings.proxy.node.clone(),
+                scope: if settings.names.is_some() { Scope::RoutesAndNames } else { Scope::Routes },
             },
             Source::Manifests(directory) => Self::Manifests(Files::open(directory)?),
         })
@@ -218,7 +231,7 @@ impl OpenSource {
 
     async fn run(self, feed: Feed) {
         match self {
-            Self::Cluster { client, node } => watch::run(client, feed, &node).await,
+            Self::Cluster { client, node, scope } => watch::run(client, feed, &node, scope).await,
             Self::Manifests(files) => files.run(feed).await,
         }
     }
@@ -226,6 +239,9 @@ impl OpenSource {
 
 struct Agent {
     index: Index,
+    names: Option<Names>,
+    /// Whom the server of names asks for others.
+    upstreams: Vec<SocketAddr>,
     planner: Planner,
     dataplane: Dataplane,
     facing: Facing,
@@ -276,6 +292,8 @@ impl Agent {
         );
         Ok(Self {
             index: Index::new(settings.proxy.clone()),
+            names: settings.names.as_ref().map(|names| Names::new(names, serial(Timestamp::now()))),
+            upstreams: settings.serve_names.as_ref().map(|it| it.upstreams.clone()).unwrap_or_default(),
             planner,
             dataplane,
             facing,
@@ -337,6 +355,9 @@ impl Agent {
         if let Some(change) = Change::of(&event) {
             self.progress.read(change, !self.index.knows(&event), now);
         }
+        if let Some(names) = &self.names {
+            names.handle(&event, serial(now.time));
+        }
         self.index.handle(event);
     }
 
@@ -364,6 +385,16 @@ impl Agent {
         }
         if let Err(error) = self.dataplane.take_over() {
             warn!(%error, "the take-over from an earlier agent is not complete");
+        }
+        let is_clusters = |upstream: &&SocketAddr| {
+            self.names.as_ref().is_some_and(|names| names.is_name_server(upstream.ip()))
+        };
+        if let Some(upstream) = self.upstreams.iter().find(is_clusters) {
+            warn!(
+                %upstream,
+                "names outside are asked of the cluster's own DNS, which must not ask podnet in turn: name other \
+                 servers with --dns-upstream"
+            );
         }
         self.metrics.set_ready();
         let services = self.index.services().count();
@@ -566,6 +597,11 @@ impl Agent {
             ),
         }
     }
+}
+
+/// A time as serial numbers of zones count it.
+fn serial(time: Timestamp) -> u32 {
+    u32::try_from(time.as_second()).unwrap_or_default()
 }
 
 /// Logs what there is to know of a plan, each matter once.

@@ -16,6 +16,7 @@ use crate::changes::Capacity;
 use crate::cluster::node::ProxySettings;
 use crate::cluster::object::Algorithm;
 use crate::config::{File, Options};
+use crate::dns;
 use crate::error::Error;
 use crate::interfaces::{Patterns, PodInterfaces};
 use crate::kernel::AttachMode;
@@ -73,6 +74,9 @@ pub(super) struct Agent {
     /// End once what is there at the start is in the kernel
     #[arg(long)]
     once: bool,
+
+    #[command(flatten)]
+    dns: dns::Flags,
 
     #[command(flatten)]
     sizes: Sizes,
@@ -206,6 +210,8 @@ impl Agent {
             node_ports: options.node_ports(),
             healthz: options.healthz(),
             metrics: options.metrics(),
+            names: self.dns.names(),
+            serve_names: self.dns.serve()?,
             oom_score_adj: options.oom_score_adj,
             once: self.once,
         })
