@@ -16,7 +16,7 @@ use podnet_common::wire::{Addr, Endpoint, Protocol};
 use crate::door::Door;
 use crate::fib;
 use crate::maps::{
-    AFFINITY, BACKENDS, FILTER, FLOWS, FRAGMENTS, FRONTENDS, LIMIT, NETWORKS, PEERS, SHORT_CUTS, SLOTS,
+    AFFINITY, ANSWERS_NAMES, BACKENDS, FILTER, FLOWS, FRAGMENTS, FRONTENDS, LIMIT, NETWORKS, PEERS, SHORT_CUTS, SLOTS,
     SOURCES, TCP_CLOSE_WAIT_TIMEOUT, TCP_ESTABLISHED_TIMEOUT, UDP_STREAM_TIMEOUT, UDP_TIMEOUT,
 };
 
@@ -192,6 +192,11 @@ impl<C: Door> Tables for KernelTables<'_, C> {
     #[inline(always)]
     fn short_cuts(&self) -> bool {
         SHORT_CUTS.load() != 0
+    }
+
+    #[inline(always)]
+    fn answers_names(&self) -> bool {
+        ANSWERS_NAMES.load() != 0
     }
 
     #[inline(always)]
