@@ -22,7 +22,8 @@ use crate::cluster::index::Index;
 use crate::cluster::model::{pod_networks, service_networks, service_networks_left_out, service_ports};
 use crate::cluster::node::ProxySettings;
 use crate::cluster::object::Key;
-use crate::cluster::{Event, Feed, feed, watch};
+use crate::cluster::watch::{self, Scope};
+use crate::cluster::{Event, Feed, feed};
 use crate::config::{NodePorts, OomScoreAdj};
 use crate::error::Error;
 use crate::events::Events;
@@ -210,7 +211,7 @@ impl OpenSource {
 
     async fn run(self, feed: Feed) {
         match self {
-            Self::Cluster { client, node } => watch::run(client, feed, &node).await,
+            Self::Cluster { client, node } => watch::run(client, feed, &node, Scope::Routes).await,
             Self::Manifests(files) => files.run(feed).await,
         }
     }

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use ipnet::IpNet;
 use podnet_common::wire::Family;
@@ -10,61 +11,21 @@ use super::Event;
 use super::node::{LocalPods, Node, NodeAddresses, ProxySettings, ServiceCidr, family_of};
 use super::object::{EndpointSlice, Key, Kind, Object, Service};
 use super::pod::Pod;
+use super::store::Store;
 use super::topology::Place;
 
-/// The objects of one kind.
-#[derive(Debug)]
-struct Store<T> {
-    objects: HashMap<Key, T>,
-    /// While they are being listed: those that have not been named yet.
-    unnamed: Option<HashSet<Key>>,
-    /// Whether all of them have been listed at least once.
-    listed: bool,
-    /// Whether that is so, or not to be hoped for.
-    settled: bool,
-}
-
-impl<T> Default for Store<T> {
-    fn default() -> Self {
-        Self { objects: HashMap::new(), unnamed: None, listed: false, settled: false }
-    }
-}
-
-impl<T: PartialEq> Store<T> {
-    fn begin(&mut self) {
-        self.unnamed = Some(self.objects.keys().cloned().collect());
-    }
-
-    /// Ends a list; the keys of objects that were not in it.
-    fn finish(&mut self) -> HashSet<Key> {
-        self.listed = true;
-        self.settled = true;
-        self.unnamed.take().unwrap_or_default()
-    }
-
-    /// Takes an object in; `None` if it is known just so, else what was known before.
-    fn insert(&mut self, key: &Key, object: T) -> Option<Option<T>> {
-        if let Some(unnamed) = &mut self.unnamed {
-            unnamed.remove(key);
-        }
-        if self.objects.get(key) == Some(&object) {
-            return None;
-        }
-        Some(self.objects.insert(key.clone(), object))
-    }
-}
-
-/// The index: all objects of a source that concern this node.
+/// The index: all objects of a source that concern this node. What is not routed is left out: headless Services,
+/// those of other proxies, Pods without ports on the node.
 ///
 /// An event costs time in proportion to itself, not to what is indexed; but for news of the node itself, which
 /// concern all services.
 #[derive(Debug, Default)]
 pub struct Index {
     settings: ProxySettings,
-    services: Store<Service>,
-    slices: Store<EndpointSlice>,
+    services: Store<Arc<Service>>,
+    slices: Store<Arc<EndpointSlice>>,
     nodes: Store<Node>,
-    pods: Store<Pod>,
+    pods: Store<Arc<Pod>>,
     cidrs: Store<ServiceCidr>,
     slices_of: HashMap<Key, BTreeSet<Key>>,
     addresses: NodeAddresses,
@@ -83,13 +44,21 @@ impl Index {
     /// Whether what an event says of a Service or a slice is known already.
     pub fn knows(&self, event: &Event) -> bool {
         match event {
+            Event::Apply(object) if !is_routed(object) => !self.has(object.kind(), object.key()),
             Event::Apply(Object::Service(service)) => {
                 self.services.objects.get(&service.key) == Some(service)
             }
             Event::Apply(Object::EndpointSlice(slice)) => self.slices.objects.get(&slice.key) == Some(slice),
-            Event::Delete(Kind::Service, key) => !self.services.objects.contains_key(key),
-            Event::Delete(Kind::EndpointSlice, key) => !self.slices.objects.contains_key(key),
+            Event::Delete(kind @ (Kind::Service | Kind::EndpointSlice), key) => !self.has(*kind, key),
             _ => false,
+        }
+    }
+
+    fn has(&self, kind: Kind, key: &Key) -> bool {
+        match kind {
+            Kind::Service => self.services.objects.contains_key(key),
+            Kind::EndpointSlice => self.slices.objects.contains_key(key),
+            Kind::Node | Kind::Pod | Kind::ServiceCidr | Kind::Namespace => false,
         }
     }
 
@@ -101,6 +70,8 @@ impl Index {
             Event::Listing(Kind::Node) => self.nodes.begin(),
             Event::Listing(Kind::Pod) => self.pods.begin(),
             Event::Listing(Kind::ServiceCidr) => self.cidrs.begin(),
+            Event::Listing(Kind::Namespace) => {}
+            Event::Apply(object) if !is_routed(&object) => self.delete(object.kind(), object.key().clone()),
             Event::Apply(Object::Service(service)) => {
                 let key = service.key.clone();
                 if self.services.insert(&key, service).is_some() {
@@ -114,6 +85,8 @@ impl Index {
                 let key = cidr.key.clone();
                 self.cidrs.insert(&key, cidr);
             }
+            // It is not routed.
+            Event::Apply(Object::Namespace(_)) => {}
             Event::Delete(kind, key) => self.delete(kind, key),
             Event::Listed(kind) => {
                 let vanished = match kind {
@@ -122,26 +95,27 @@ impl Index {
                     Kind::Node => self.nodes.finish(),
                     Kind::Pod => self.pods.finish(),
                     Kind::ServiceCidr => self.cidrs.finish(),
+                    Kind::Namespace => HashSet::new(),
                 };
                 for key in vanished {
                     self.delete(kind, key);
                 }
                 self.node_is_missing |= kind == Kind::Node && self.node().is_none();
             }
-            Event::Refused(Kind::Service | Kind::EndpointSlice) => {}
+            Event::Refused(Kind::Service | Kind::EndpointSlice | Kind::Namespace) => {}
             Event::Refused(Kind::Node) => self.nodes.settled = true,
             Event::Refused(Kind::Pod) => self.pods.settled = true,
             Event::Refused(Kind::ServiceCidr) => self.cidrs.settled = true,
         }
     }
 
-    fn apply_slice(&mut self, slice: EndpointSlice) {
+    fn apply_slice(&mut self, slice: Arc<EndpointSlice>) {
         let (key, service) = (slice.key.clone(), slice.service.clone());
         let Some(before) = self.slices.insert(&key, slice) else { return };
         if let Some(before) = before
             && before.service != service
         {
-            self.unlink(before.service, &key);
+            self.unlink(before.service.clone(), &key);
         }
         self.slices_of.entry(service.clone()).or_default().insert(key);
         self.dirty.insert(service);
@@ -158,9 +132,9 @@ impl Index {
         }
     }
 
-    fn apply_pod(&mut self, pod: Pod) {
+    fn apply_pod(&mut self, pod: Arc<Pod>) {
         if *pod.node != *self.settings.node {
-            return self.delete(Kind::Pod, pod.key);
+            return self.delete(Kind::Pod, pod.key.clone());
         }
         let key = pod.key.clone();
         if self.pods.insert(&key, pod).is_some() {
@@ -177,7 +151,7 @@ impl Index {
             }
             Kind::EndpointSlice => {
                 if let Some(slice) = self.slices.objects.remove(&key) {
-                    self.unlink(slice.service, &key);
+                    self.unlink(slice.service.clone(), &key);
                 }
             }
             Kind::Node => {
@@ -192,6 +166,7 @@ impl Index {
                 }
             }
             Kind::ServiceCidr => drop(self.cidrs.objects.remove(&key)),
+            Kind::Namespace => {}
         }
     }
 
@@ -228,7 +203,7 @@ impl Index {
     }
 
     fn addresses_changed(&mut self) {
-        let exposed = |service: &&Service| {
+        let exposed = |service: &&Arc<Service>| {
             !service.source_ranges.is_empty() || service.ports.iter().any(|port| port.node_port.is_some())
         };
         let services = self.services.objects.values().filter(exposed).map(|service| &service.key);
@@ -287,7 +262,7 @@ impl Index {
 
     /// All services.
     pub fn services(&self) -> impl Iterator<Item = &Service> {
-        self.services.objects.values()
+        self.services.objects.values().map(|service| &**service)
     }
 
     /// The keys of all that has service ports: of services, and of pods with ports on this node.
@@ -297,18 +272,18 @@ impl Index {
 
     /// A service.
     pub fn service(&self, key: &Key) -> Option<&Service> {
-        self.services.objects.get(key)
+        self.services.objects.get(key).map(|service| &**service)
     }
 
     /// A pod of this node that has ports on it.
     pub fn pod(&self, key: &Key) -> Option<&Pod> {
-        self.pods.objects.get(key)
+        self.pods.objects.get(key).map(|pod| &**pod)
     }
 
     /// All slices of a service, in the order of their names.
     pub fn slices(&self, service: &Key) -> impl Iterator<Item = &EndpointSlice> {
         let keys = self.slices_of.get(service).into_iter().flatten();
-        keys.filter_map(|key| self.slices.objects.get(key))
+        keys.filter_map(|key| self.slices.objects.get(key)).map(|slice| &**slice)
     }
 
     /// The networks that ClusterIPs are taken from, in the order of their objects' names.
@@ -316,6 +291,17 @@ impl Index {
         let mut objects: Vec<&ServiceCidr> = self.cidrs.objects.values().collect();
         objects.sort_unstable_by(|a, b| a.key.cmp(&b.key));
         objects.into_iter().flat_map(|object| &object.cidrs).copied().collect()
+    }
+}
+
+/// Whether there is something of an object to be routed, or that routing goes by.
+fn is_routed(object: &Object) -> bool {
+    match object {
+        Object::Service(service) => service.routed,
+        Object::EndpointSlice(slice) => !slice.headless,
+        Object::Pod(pod) => !pod.ports.is_empty(),
+        Object::Node(_) | Object::ServiceCidr(_) => true,
+        Object::Namespace(_) => false,
     }
 }
 
@@ -358,14 +344,16 @@ mod tests {
     }
 
     fn slice(name: &str, service: &str) -> Event {
-        Event::Apply(Object::EndpointSlice(EndpointSlice {
+        let slice = EndpointSlice {
             key: Key::new("ns", name),
             service: Key::new("ns", service),
+            headless: false,
             family: Family::V4,
             ports: Vec::new(),
             endpoints: Vec::new(),
             trigger: None,
-        }))
+        };
+        Event::Apply(Object::EndpointSlice(slice.into()))
     }
 
     fn handle(index: &mut Index, events: impl IntoIterator<Item = Event>) -> Vec<String> {
@@ -399,7 +387,8 @@ mod tests {
     #[test]
     fn synced_means_that_all_kinds_were_listed() {
         let mut index = Index::default();
-        for kind in Kind::ALL {
+        // Namespaces have nothing to do with routes.
+        for kind in Kind::ALL.into_iter().filter(|kind| *kind != Kind::Namespace) {
             assert!(!index.synced(), "{kind:?}");
             list(&mut index, kind);
         }
@@ -521,6 +510,20 @@ mod tests {
         let mut index = listed();
         assert_eq!(handle(&mut index, [service("a", "10.96.0.1"), slice("a-1", "a")]), [""; 0]);
         assert_eq!(handle(&mut index, [Event::Delete(Kind::Service, Key::new("ns", "none"))]), [""; 0]);
+    }
+
+    #[test]
+    fn what_is_not_routed_is_left_out() {
+        let mut index = listed();
+        assert_eq!(handle(&mut index, [with_spec("c", "clusterIP: None")]), [""; 0]);
+        assert_eq!(
+            handle(&mut index, applied("{apiVersion: v1, kind: Namespace, metadata: {name: ns}}")),
+            [""; 0]
+        );
+        let headless = with_spec("a", "clusterIP: None");
+        assert!(!index.knows(&headless), "it was routed");
+        assert_eq!(handle(&mut index, [headless.clone()]), ["ns/a"]);
+        assert!(index.service(&Key::new("ns", "a")).is_none() && index.knows(&headless));
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! Kubernetes objects in YAML (or JSON, which is YAML too).
 
-use k8s_openapi::api::core::v1::{Node, Pod, Service};
+use k8s_openapi::api::core::v1::{Namespace, Node, Pod, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::api::networking::v1::ServiceCIDR;
 use serde::Deserialize;
@@ -81,6 +81,7 @@ impl Document<'_> {
             ("v1", "Service") => objects.extend(self.object::<Service>()?),
             ("v1", "Node") => objects.extend(self.object::<Node>()?),
             ("v1", "Pod") => objects.extend(self.object::<Pod>()?),
+            ("v1", "Namespace") => objects.extend(self.object::<Namespace>()?),
             ("discovery.k8s.io/v1", "EndpointSlice") => objects.extend(self.object::<EndpointSlice>()?),
             ("networking.k8s.io/v1", "ServiceCIDR") => objects.extend(self.object::<ServiceCIDR>()?),
             (_, kind) if kind.ends_with("List") => {
@@ -101,6 +102,7 @@ impl Document<'_> {
             ("v1", "Service") => objects.extend(self.item_object::<Service>(item)?),
             ("v1", "Node") => objects.extend(self.item_object::<Node>(item)?),
             ("v1", "Pod") => objects.extend(self.item_object::<Pod>(item)?),
+            ("v1", "Namespace") => objects.extend(self.item_object::<Namespace>(item)?),
             ("discovery.k8s.io/v1", "EndpointSlice") => {
                 objects.extend(self.item_object::<EndpointSlice>(item)?);
             }

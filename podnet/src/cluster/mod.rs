@@ -11,6 +11,7 @@ pub mod model;
 pub mod node;
 pub mod object;
 pub mod pod;
+pub(crate) mod store;
 pub mod topology;
 pub mod watch;
 

@@ -93,11 +93,14 @@ pub enum Kind {
     Pod,
     /// `networking.k8s.io/v1` ServiceCIDR.
     ServiceCidr,
+    /// `v1` Namespace.
+    Namespace,
 }
 
 impl Kind {
     /// All of them.
-    pub const ALL: [Self; 5] = [Self::Service, Self::EndpointSlice, Self::Node, Self::Pod, Self::ServiceCidr];
+    pub const ALL: [Self; 6] =
+        [Self::Service, Self::EndpointSlice, Self::Node, Self::Pod, Self::ServiceCidr, Self::Namespace];
 
     /// The name in messages and metrics.
     pub const fn name(self) -> &'static str {
@@ -107,23 +110,26 @@ impl Kind {
             Self::Node => "Node",
             Self::Pod => "Pod",
             Self::ServiceCidr => "ServiceCIDR",
+            Self::Namespace => "Namespace",
         }
     }
 }
 
-/// An object of any kind.
+/// An object of any kind. Those that more than one index keeps are shared.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Object {
     /// A Service.
-    Service(Service),
+    Service(Arc<Service>),
     /// Some endpoints of a Service.
-    EndpointSlice(EndpointSlice),
+    EndpointSlice(Arc<EndpointSlice>),
     /// A Node.
     Node(Node),
-    /// A Pod with ports on its node.
-    Pod(Pod),
+    /// A Pod that has addresses.
+    Pod(Arc<Pod>),
     /// A network that ClusterIPs are taken from.
     ServiceCidr(ServiceCidr),
+    /// A Namespace, of which there is its name to know.
+    Namespace(Key),
 }
 
 impl Object {
@@ -135,6 +141,7 @@ impl Object {
             Self::Node(_) => Kind::Node,
             Self::Pod(_) => Kind::Pod,
             Self::ServiceCidr(_) => Kind::ServiceCidr,
+            Self::Namespace(_) => Kind::Namespace,
         }
     }
 
@@ -146,18 +153,23 @@ impl Object {
             Self::Node(node) => &node.key,
             Self::Pod(pod) => &pod.key,
             Self::ServiceCidr(cidr) => &cidr.key,
+            Self::Namespace(key) => key,
         }
     }
 }
 
-/// A Service with at least one cluster IP.
+/// A Service: with cluster IPs, headless, or a name for something outside.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Service {
     /// Its key.
     pub key: Key,
+    /// Whether podnet routes it: it has cluster IPs, and no label hands it to another proxy. All have names.
+    pub routed: bool,
+    /// The name outside that it stands for (`type: ExternalName`).
+    pub external_name: Option<Box<str>>,
     /// When it was created, in seconds of the Unix epoch; `None` for one that no API server has seen.
     pub created: Option<i64>,
-    /// Its cluster IPs, one of each family at most.
+    /// Its cluster IPs, one of each family at most. A headless Service has none.
     pub cluster_ips: Vec<IpAddr>,
     /// Addresses outside of the cluster that its nodes serve.
     pub external_ips: Vec<IpAddr>,
@@ -182,6 +194,8 @@ impl Service {
     pub fn new(key: Key, cluster_ips: Vec<IpAddr>, ports: Vec<Port>) -> Self {
         Self {
             key,
+            routed: !cluster_ips.is_empty(),
+            external_name: None,
             created: None,
             cluster_ips,
             external_ips: Vec::new(),
@@ -193,6 +207,11 @@ impl Service {
             health_check_port: None,
             ports,
         }
+    }
+
+    /// Whether its name is for its endpoints' addresses instead of one of its own.
+    pub fn is_headless(&self) -> bool {
+        self.cluster_ips.is_empty() && self.external_name.is_none()
     }
 }
 
@@ -237,6 +256,8 @@ pub struct EndpointSlice {
     pub key: Key,
     /// The Service.
     pub service: Key,
+    /// Whether it is of a headless Service, which is not routed.
+    pub headless: bool,
     /// The family of the endpoints.
     pub family: Family,
     /// The ports that each endpoint has.
@@ -262,12 +283,25 @@ pub struct Endpoint {
     pub terminating: bool,
     /// For whom it is.
     pub hints: Hints,
+    /// The name that it has under its Service's, if it was given one.
+    pub hostname: Option<Box<str>>,
+    /// The name of its Pod, which is of the slice's namespace, if it is one's.
+    pub pod: Option<Box<str>>,
 }
 
 impl Endpoint {
-    /// An endpoint that is ready, on no node and for everybody.
+    /// An endpoint that is ready, on no node, for everybody and without a name.
     pub fn new(addr: Addr) -> Self {
-        Self { addr, node: None, ready: true, serving: true, terminating: false, hints: Hints::default() }
+        Self {
+            addr,
+            node: None,
+            ready: true,
+            serving: true,
+            terminating: false,
+            hints: Hints::default(),
+            hostname: None,
+            pod: None,
+        }
     }
 }
 
@@ -324,11 +358,16 @@ impl Parse for core::Service {
         let invalid = |field, reason| invalid(Self::KIND, &key, field, reason);
         let spec = self.spec.unwrap_or_default();
         let other_proxy = label(&self.metadata, PROXY_NAME).is_some_and(|name| name != OUR_NAME);
-        if other_proxy || spec.type_.as_deref() == Some("ExternalName") {
-            return Ok(None);
+        if spec.type_.as_deref() == Some("ExternalName") {
+            let name = external_name(spec.external_name.unwrap_or_default())
+                .map_err(|reason| invalid("spec.externalName", reason))?;
+            let service = Service { external_name: Some(name), ..Service::new(key, Vec::new(), Vec::new()) };
+            return Ok(Some(Object::Service(service.into())));
         }
+        let mut headless = false;
         let mut cluster_ips = Vec::new();
         for text in spec.cluster_ips.unwrap_or_else(|| spec.cluster_ip.into_iter().collect()) {
+            headless |= text == "None";
             if text.is_empty() || text == "None" {
                 continue;
             }
@@ -336,6 +375,11 @@ impl Parse for core::Service {
                 text.parse().map_err(|_| invalid("spec.clusterIPs", format!("{text:?} is not an IP")))?;
             cluster_ips.push(ip);
         }
+        if headless {
+            // The ports that count are those of its endpoints.
+            return Ok(Some(Object::Service(Service::new(key, Vec::new(), Vec::new()).into())));
+        }
+        // The API server has yet to give it some.
         if cluster_ips.is_empty() {
             return Ok(None);
         }
@@ -372,7 +416,9 @@ impl Parse for core::Service {
             let config = spec.session_affinity_config.and_then(|config| config.client_ip?.timeout_seconds);
             config.and_then(|seconds| u32::try_from(seconds).ok()).filter(|&seconds| seconds > 0)
         });
-        Ok(Some(Object::Service(Service {
+        let service = Service {
+            routed: !other_proxy,
+            external_name: None,
             created: created(&self.metadata),
             cluster_ips,
             load_balancer_ips: usable(
@@ -388,7 +434,22 @@ impl Parse for core::Service {
             health_check_port: spec.health_check_node_port.and_then(number).filter(|_| checked),
             ports,
             key,
-        })))
+        };
+        Ok(Some(Object::Service(service.into())))
+    }
+}
+
+/// The name that a Service stands for, as the API server would take it; or an address, which it takes too.
+fn external_name(name: String) -> Result<Box<str>, String> {
+    let labels = name.strip_suffix('.').unwrap_or(&name);
+    let is_label = |label: &str| {
+        let fits = (1..=MAX_LABEL).contains(&label.len());
+        fits && label.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_'))
+    };
+    if name.parse::<IpAddr>().is_ok() || labels.len() <= MAX_NAME && labels.split('.').all(is_label) {
+        Ok(name.into())
+    } else {
+        Err(format!("{name:?} is not a DNS name"))
     }
 }
 
@@ -442,11 +503,10 @@ impl Parse for discovery::EndpointSlice {
         let key = self.key()?;
         let invalid = |field, reason| invalid(Self::KIND, &key, field, reason);
         let service = match label(&self.metadata, SERVICE_NAME) {
-            Some(name) if !name.is_empty() && label(&self.metadata, HEADLESS).is_none() => {
-                Key::new(namespace(&self.metadata), name)
-            }
+            Some(name) if !name.is_empty() => Key::new(namespace(&self.metadata), name),
             _ => return Ok(None),
         };
+        let headless = label(&self.metadata, HEADLESS).is_some();
         // As for kube-proxy, what is no time is no trigger.
         let trigger = annotation(&self.metadata, TRIGGER_TIME).and_then(|time| time.parse().ok());
         let family = match self.address_type.as_str() {
@@ -486,12 +546,31 @@ impl Parse for discovery::EndpointSlice {
                     nodes: nodes.into_iter().map(|node| node.name.into()).collect(),
                     zones: zones.into_iter().map(|zone| zone.name.into()).collect(),
                 },
+                hostname: endpoint.hostname.filter(|name| !name.is_empty()).map(Box::from),
+                pod: endpoint
+                    .target_ref
+                    .filter(|target| target.kind.as_deref() == Some("Pod"))
+                    .and_then(|target| target.name)
+                    .map(Box::from),
                 ready: conditions.ready.unwrap_or(true),
                 serving: conditions.serving.unwrap_or(true),
                 terminating: conditions.terminating.unwrap_or(false),
             });
         }
-        Ok(Some(Object::EndpointSlice(EndpointSlice { key, service, family, ports, endpoints, trigger })))
+        let slice = EndpointSlice { key, service, headless, family, ports, endpoints, trigger };
+        Ok(Some(Object::EndpointSlice(slice.into())))
+    }
+}
+
+impl Parse for core::Namespace {
+    const KIND: Kind = Kind::Namespace;
+
+    fn key(&self) -> Result<Key, Invalid> {
+        names(Self::KIND, &self.metadata, MAX_LABEL).map(|(_, name)| Key::global(name))
+    }
+
+    fn parse(self) -> Result<Option<Object>, Invalid> {
+        self.key().map(|key| Some(Object::Namespace(key)))
     }
 }
 
@@ -595,7 +674,7 @@ mod tests {
         let mut whole = json!({"clusterIP": "10.96.0.1", "ports": [{"port": 80, "nodePort": 30080}]});
         whole.as_object_mut().unwrap().extend(spec.as_object().unwrap().clone());
         match service(json!({"metadata": {"name": "web"}, "spec": whole, "status": status})) {
-            Ok(Some(Object::Service(service))) => service,
+            Ok(Some(Object::Service(service))) => Arc::unwrap_or_clone(service),
             other => panic!("{other:?}"),
         }
     }
@@ -686,31 +765,65 @@ mod tests {
     }
 
     #[test]
-    fn endpoints_keep_their_node_and_hints() {
+    fn endpoints_keep_their_node_and_hints_and_names() {
         let parsed = slice(json!({
             "metadata": {"name": "web-1", "labels": {SERVICE_NAME: "web"}},
             "addressType": "IPv4",
-            "endpoints": [{"addresses": ["10.0.0.1"], "nodeName": "a", "hints": {
-                "forZones": [{"name": "y"}, {"name": "z"}], "forNodes": [{"name": "a"}]}}],
+            "endpoints": [{"addresses": ["10.0.0.1"], "nodeName": "a", "hostname": "first",
+                "targetRef": {"kind": "Pod", "name": "web-0"}, "hints": {
+                "forZones": [{"name": "y"}, {"name": "z"}], "forNodes": [{"name": "a"}]}},
+                {"addresses": ["10.0.0.2"], "hostname": "", "targetRef": {"kind": "Node", "name": "a"}}],
         }));
         let Ok(Some(Object::EndpointSlice(slice))) = parsed else { panic!("{parsed:?}") };
         assert_eq!(slice.endpoints[0].node.as_deref(), Some("a"));
         assert_eq!(slice.endpoints[0].hints.zones, ["y".into(), "z".into()].into());
         assert_eq!(slice.endpoints[0].hints.nodes, ["a".into()].into());
+        let names = |number: usize| {
+            let endpoint: &Endpoint = &slice.endpoints[number];
+            (endpoint.hostname.as_deref(), endpoint.pod.as_deref())
+        };
+        assert_eq!(names(0), (Some("first"), Some("web-0")));
+        assert_eq!(names(1), (None, None));
     }
 
     #[test]
-    fn services_of_others_are_none_of_ours() {
-        let with = |labels: serde_json::Value, spec: serde_json::Value| {
-            service(json!({"metadata": {"name": "a", "labels": labels}, "spec": spec})).unwrap()
+    fn services_of_others_are_not_routed() {
+        let with = |labels: serde_json::Value, spec: serde_json::Value| match service(
+            json!({"metadata": {"name": "a", "labels": labels}, "spec": spec}),
+        ) {
+            Ok(Some(Object::Service(service))) => service,
+            other => panic!("{other:?}"),
         };
         let routed = json!({"clusterIP": "10.96.0.1", "ports": [{"port": 80}]});
-        assert!(with(json!({}), routed.clone()).is_some());
-        assert!(with(json!({PROXY_NAME: "podnet"}), routed.clone()).is_some());
-        assert!(with(json!({HEADLESS: ""}), routed.clone()).is_some(), "only slices go by this label");
-        assert_eq!(with(json!({PROXY_NAME: "other"}), routed), None);
-        assert_eq!(with(json!({}), json!({"clusterIP": "None", "clusterIPs": ["None"]})), None);
-        assert_eq!(with(json!({}), json!({"type": "ExternalName", "externalName": "example.com"})), None);
+        assert!(with(json!({}), routed.clone()).routed);
+        assert!(with(json!({PROXY_NAME: "podnet"}), routed.clone()).routed);
+        assert!(with(json!({HEADLESS: ""}), routed.clone()).routed, "only slices go by this label");
+        assert!(!with(json!({PROXY_NAME: "other"}), routed).routed);
+        let headless = with(json!({}), json!({"clusterIP": "None", "clusterIPs": ["None"]}));
+        assert!(headless.is_headless() && !headless.routed);
+        let external = with(json!({}), json!({"type": "ExternalName", "externalName": "example.com"}));
+        assert_eq!((external.external_name.as_deref(), external.routed), (Some("example.com"), false));
+        assert!(!external.is_headless());
+    }
+
+    #[test]
+    fn a_service_without_an_address_so_far_is_none() {
+        assert_eq!(service(json!({"metadata": {"name": "a"}, "spec": {"ports": [{"port": 80}]}})), Ok(None));
+    }
+
+    #[test]
+    fn an_external_name_is_one() {
+        let of = |name: &str| {
+            service(
+                json!({"metadata": {"name": "a"}, "spec": {"type": "ExternalName", "externalName": name}}),
+            )
+        };
+        for name in ["example.com", "example.com.", "_a.example", "192.0.2.1", "2001:db8::1"] {
+            assert!(of(name).is_ok(), "{name}");
+        }
+        for name in ["", ".", "a..b", "a b", "http://example.com"] {
+            assert!(of(name).unwrap_err().to_string().contains("spec.externalName: "), "{name}");
+        }
     }
 
     #[test]
@@ -741,7 +854,7 @@ mod tests {
     }
 
     #[test]
-    fn slices_that_serve_no_service_ip_are_ignored() {
+    fn slices_are_of_services_and_of_addresses() {
         let of = |labels: serde_json::Value, kind: &str| {
             slice(json!({
                 "metadata": {"name": "s", "labels": labels}, "addressType": kind, "endpoints": [],
@@ -751,7 +864,12 @@ mod tests {
         assert!(of(json!({SERVICE_NAME: "web"}), "IPv6").is_some());
         assert_eq!(of(json!({SERVICE_NAME: "web"}), "FQDN"), None);
         assert_eq!(of(json!({}), "IPv4"), None);
-        assert_eq!(of(json!({SERVICE_NAME: "web", HEADLESS: ""}), "IPv4"), None);
+        for (labels, headless) in
+            [(json!({SERVICE_NAME: "web"}), false), (json!({SERVICE_NAME: "web", HEADLESS: ""}), true)]
+        {
+            let Some(Object::EndpointSlice(slice)) = of(labels, "IPv4") else { panic!("no slice") };
+            assert_eq!(slice.headless, headless);
+        }
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! Pods that have ports on their node: `hostPort`, with the semantics of the CNI plugin `portmap`.
+//! Pods on a node: their addresses, and their ports on it (`hostPort`) with the semantics of the CNI plugin `portmap`.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -8,7 +8,7 @@ use podnet_common::wire::Protocol;
 
 use super::object::{Invalid, Key, Kind, MAX_NAME, Object, Parse, created, invalid, names, number, protocol};
 
-/// A Pod with a network namespace of its own and with ports on its node.
+/// A Pod that is on a node and has addresses.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Pod {
     /// Its key.
@@ -19,7 +19,7 @@ pub struct Pod {
     pub node: Arc<str>,
     /// Its addresses, one of each family at most.
     pub ips: Vec<IpAddr>,
-    /// Its ports on the node.
+    /// Its ports on the node; none if it has no network namespace of its own.
     pub ports: Vec<HostPort>,
 }
 
@@ -44,17 +44,16 @@ impl Parse for core::Pod {
         names(Self::KIND, &self.metadata, MAX_NAME).map(|(namespace, name)| Key::pod(namespace, name))
     }
 
-    /// Its ports are there from the moment it has an address until it has ended: the plugin takes no notice
-    /// of readiness.
+    /// It is there from the moment it has an address until it has ended: the plugin takes no notice of
+    /// readiness, nor do names of Pods.
     fn parse(self) -> Result<Option<Object>, Invalid> {
         let key = self.key()?;
         let (spec, status) = (self.spec.unwrap_or_default(), self.status.unwrap_or_default());
         let ended = matches!(status.phase.as_deref(), Some("Succeeded" | "Failed"));
-        let (Some(node), false) = (spec.node_name, ended || spec.host_network == Some(true)) else {
-            return Ok(None);
-        };
+        let (Some(node), false) = (spec.node_name, ended) else { return Ok(None) };
         let mut ports = Vec::new();
-        let declared = spec.containers.into_iter().flat_map(|container| container.ports.unwrap_or_default());
+        let containers = if spec.host_network == Some(true) { Vec::new() } else { spec.containers };
+        let declared = containers.into_iter().flat_map(|container| container.ports.unwrap_or_default());
         for port in declared {
             let bad = |field, number: i32| {
                 invalid(Self::KIND, &key, field, format!("{number} is not between 1 and 65535"))
@@ -84,11 +83,11 @@ impl Parse for core::Pod {
                 ips.push(ip);
             }
         }
-        if ports.is_empty() || ips.is_empty() {
+        if ips.is_empty() {
             return Ok(None);
         }
         let pod = Pod { created: created(&self.metadata), node: node.into(), ips, ports, key };
-        Ok(Some(Object::Pod(pod)))
+        Ok(Some(Object::Pod(pod.into())))
     }
 }
 
@@ -101,7 +100,7 @@ mod tests {
     fn pod(spec: serde_json::Value, status: serde_json::Value) -> Option<Pod> {
         let pod = json!({"metadata": {"name": "web", "namespace": "shop"}, "spec": spec, "status": status});
         match serde_json::from_value::<core::Pod>(pod).unwrap().parse().unwrap() {
-            Some(Object::Pod(pod)) => Some(pod),
+            Some(Object::Pod(pod)) => Some(Arc::unwrap_or_clone(pod)),
             other => {
                 assert_eq!(other, None);
                 None
@@ -132,10 +131,10 @@ mod tests {
             ]
         );
         let host_network = json!({"nodeName": "a", "hostNetwork": true, "containers": containers()});
-        assert_eq!(pod(host_network, status.clone()), None);
+        assert_eq!(pod(host_network, status.clone()).unwrap().ports, []);
         assert_eq!(pod(json!({"containers": containers()}), status.clone()), None, "it is on no node yet");
         assert_eq!(pod(spec.clone(), json!({"phase": "Pending"})), None, "it has no address yet");
-        assert_eq!(pod(json!({"nodeName": "a", "containers": [{"name": "a"}]}), status), None);
+        assert_eq!(pod(json!({"nodeName": "a", "containers": [{"name": "a"}]}), status).unwrap().ports, []);
         for phase in ["Succeeded", "Failed"] {
             assert_eq!(pod(spec.clone(), json!({"phase": phase, "podIP": "10.0.0.1"})), None);
         }

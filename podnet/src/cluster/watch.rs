@@ -9,7 +9,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use futures::StreamExt;
-use k8s_openapi::api::core::v1::{Node, Pod, Service};
+use k8s_openapi::api::core::v1::{Namespace, Node, Pod, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::api::networking::v1::ServiceCIDR;
 use kube::api::ListParams;
@@ -121,13 +121,27 @@ fn placeholder(host: &str) -> Option<Ipv4Addr> {
     host.parse().ok().filter(|address: &Ipv4Addr| address.octets()[..3] == [192, 0, 2])
 }
 
+/// What of the cluster is read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Scope {
+    /// What is routed.
+    Routes,
+    /// Whatever has a name too.
+    RoutesAndNames,
+}
+
 /// Feeds what the API server says until nobody takes it any more: of Nodes that named `node`, and of Pods those
 /// on it.
-pub async fn run(client: Client, feed: Feed, node: &str) {
+pub async fn run(client: Client, feed: Feed, node: &str, scope: Scope) {
     let contact = Contact::default();
-    // The selectors of kube-proxy, which spare every node the objects of headless Services.
-    let services = watcher::Config::default().fields("spec.clusterIP!=None");
-    let slices = watcher::Config::default().labels("!service.kubernetes.io/headless");
+    let all = watcher::Config::default;
+    let (services, slices) = match scope {
+        // The selectors of kube-proxy, which spare every node the objects of headless Services.
+        Scope::Routes => {
+            (all().fields("spec.clusterIP!=None"), all().labels("!service.kubernetes.io/headless"))
+        }
+        Scope::RoutesAndNames => (all(), all()),
+    };
     let nodes = watcher::Config::default().fields(&format!("metadata.name={node}"));
     let pods = watcher::Config::default().fields(&format!("spec.nodeName={node}"));
     let sources = async {
@@ -136,7 +150,13 @@ pub async fn run(client: Client, feed: Feed, node: &str) {
             follow::<EndpointSlice>(&client, slices, &feed, &contact),
             follow::<Node>(&client, nodes, &feed, &contact),
             follow::<Pod>(&client, pods, &feed, &contact),
-            follow::<ServiceCIDR>(&client, watcher::Config::default(), &feed, &contact),
+            follow::<ServiceCIDR>(&client, all(), &feed, &contact),
+            async {
+                match scope {
+                    Scope::Routes => Ok(()),
+                    Scope::RoutesAndNames => follow::<Namespace>(&client, all(), &feed, &contact).await,
+                }
+            },
         )
     };
     tokio::select! {
@@ -241,6 +261,7 @@ const fn without(kind: Kind) -> Option<&'static str> {
         Kind::Node => Some("NodePorts are at all addresses of this node, and its zone is unknown"),
         Kind::Pod => Some("ports of Pods on this node (hostPort) are not served"),
         Kind::ServiceCidr => Some("addresses that no Service has are not dropped"),
+        Kind::Namespace => Some("the names of Namespaces without Services are denied"),
     }
 }
 
@@ -388,12 +409,11 @@ mod tests {
     }
 
     #[test]
-    fn a_service_that_becomes_none_of_ours_is_deleted() {
+    fn a_service_that_loses_its_address_is_deleted() {
         let routed = service(json!({"clusterIP": "10.96.0.1", "ports": [{"port": 80}]}));
         assert!(matches!(translate(watcher::Event::Apply(routed)), Some(Event::Apply(_))));
-        let external = service(json!({"type": "ExternalName", "externalName": "example.com"}));
         assert_eq!(
-            translate(watcher::Event::Apply(external)),
+            translate(watcher::Event::Apply(service(json!({"ports": [{"port": 80}]})))),
             Some(Event::Delete(Kind::Service, Key::new("shop", "web")))
         );
     }
@@ -510,7 +530,7 @@ mod tests {
             }
             refused
         });
-        timeout(Duration::from_secs(3), run(client, feed, "here")).await.unwrap_err();
+        timeout(Duration::from_secs(3), run(client, feed, "here", Scope::RoutesAndNames)).await.unwrap_err();
         let log = String::from_utf8(log.0.lock().unwrap().clone()).unwrap();
         let lines = log.lines().map(str::to_owned).collect();
         (lines, requests.load(Ordering::Relaxed), refused.await.unwrap())
@@ -527,8 +547,8 @@ mod tests {
     async fn denied_rights_are_told_of_once_a_kind() {
         let (log, requests, refused) = log_of_outage(Some(403)).await;
         assert_eq!(refused, Kind::ALL.into());
-        assert_eq!(log.len(), 5, "{log:#?}");
-        assert!((10..=35).contains(&requests), "{requests} requests");
+        assert_eq!(log.len(), Kind::ALL.len(), "{log:#?}");
+        assert!((12..=42).contains(&requests), "{requests} requests");
     }
 
     #[test]
@@ -554,6 +574,6 @@ mod tests {
         let (log, requests, refused) = log_of_outage(Some(503)).await;
         assert_eq!(refused, BTreeSet::new());
         assert_eq!(log.len(), 1, "{log:#?}");
-        assert!((10..=45).contains(&requests), "{requests} requests");
+        assert!((12..=54).contains(&requests), "{requests} requests");
     }
 }

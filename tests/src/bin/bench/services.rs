@@ -103,13 +103,14 @@ impl Service {
             let address = self.all_frontends.then(|| IpAddr::V4(offset(base, self.number)));
             address.into_iter().collect()
         };
-        Object::Service(object::Service {
+        let service = object::Service {
             created: Some(1_700_000_000 + i64::from(self.number)),
             affinity: if self.affinity { AFFINITY } else { 0 },
             external_ips: further(Ipv4Addr::new(203, 0, 112, 0)),
             load_balancer_ips: further(Ipv4Addr::new(198, 18, 0, 0)),
             ..object::Service::new(self.key(), vec![address], self.protocols().map(port).collect())
-        })
+        };
+        Object::Service(service.into())
     }
 
     /// Its port on nodes. There are enough for as many services as it is asked of.
@@ -124,16 +125,18 @@ impl Service {
         ports.dedup();
         ports.into_iter().map(|port| {
             let endpoints = self.endpoints.iter().filter(|endpoint| endpoint.port() == port);
-            Object::EndpointSlice(EndpointSlice {
+            let slice = EndpointSlice {
                 key: Key::new(NAMESPACE, &self.slice_name(port)),
                 service: self.key(),
+                headless: false,
                 family: Family::V4,
                 ports: self.targets(port),
                 endpoints: endpoints
                     .map(|endpoint| object::Endpoint::new(Addr::from(IpAddr::V4(*endpoint.ip()))))
                     .collect(),
                 trigger: None,
-            })
+            };
+            Object::EndpointSlice(slice.into())
         })
     }
 }
