@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, reason = "what is unexpected fails the test")]
 
 pub(crate) mod arbitrary;
+pub(crate) mod queries;
 mod read;
 pub(crate) mod summed;
 pub(crate) mod verdicts;
