@@ -18,6 +18,7 @@ use podnet_common::conntrack::Time;
 use podnet_common::dns;
 use podnet_common::dns::name::{Freshness, NameEntry, Zone};
 use podnet_common::host::HostTables;
+use podnet_common::network::ServiceNetworks;
 use podnet_common::packet::{ETHERNET, IPV4, IPV6};
 use podnet_common::service::FrontendKey;
 use podnet_common::verdict::{Layer, Reason, Verdict};
@@ -82,6 +83,9 @@ impl Kernel {
                 next.set(place.index(), program.fd().unwrap(), 0).unwrap();
             }
         }
+        // Zeroes are the network of all addresses.
+        let mut networks: Array<MapData, [u8; 256]> = taken(&mut ebpf, abi::NETWORKS);
+        networks.set(0, bytes::<256>(&ServiceNetworks::default()), 0).unwrap();
         let mut servers: BpfHashMap<MapData, [u8; 24], u32> = taken(&mut ebpf, abi::DNS_SERVERS);
         let mut clients: BpfHashMap<MapData, [u8; 16], u32> = taken(&mut ebpf, abi::DNS_CLIENTS);
         for family in FAMILIES {
