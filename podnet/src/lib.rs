@@ -11,6 +11,7 @@ pub mod changes;
 pub mod cli;
 pub mod cluster;
 pub mod config;
+pub mod dns;
 pub mod error;
 pub mod events;
 pub mod health;

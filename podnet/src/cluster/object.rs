@@ -66,6 +66,12 @@ impl Key {
     pub fn parts(&self) -> (&str, &str) {
         self.0.split_once('/').unwrap_or_default()
     }
+
+    /// The namespace, of a Pod's key too.
+    pub fn namespace(&self) -> &str {
+        let (namespace, _) = self.parts();
+        namespace.strip_prefix("pod:").unwrap_or(namespace)
+    }
 }
 
 impl fmt::Display for Key {
@@ -546,7 +552,10 @@ impl Parse for discovery::EndpointSlice {
                     nodes: nodes.into_iter().map(|node| node.name.into()).collect(),
                     zones: zones.into_iter().map(|zone| zone.name.into()).collect(),
                 },
-                hostname: endpoint.hostname.filter(|name| !name.is_empty()).map(Box::from),
+                hostname: endpoint
+                    .hostname
+                    .filter(|name| !name.is_empty())
+                    .map(|name| name.to_lowercase().into()),
                 pod: endpoint
                     .target_ref
                     .filter(|target| target.kind.as_deref() == Some("Pod"))
