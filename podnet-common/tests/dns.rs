@@ -10,7 +10,7 @@ use std::net::IpAddr;
 use hickory_proto::op::{Message, MessageType, ResponseCode};
 use hickory_proto::rr::{DNSClass, Name, RData, RecordType};
 use podnet_common::conntrack::Time;
-use podnet_common::dns::name::{NameEntry, Zone};
+use podnet_common::dns::name::{NameEntry, NameKey, Zone};
 use podnet_common::host::HostTables;
 use podnet_common::packet::{ETHERNET, IPV4};
 use podnet_common::verdict::{Reason, Verdict};
@@ -32,6 +32,7 @@ fn cluster() -> HostTables {
             ("db", "shop", entry(&["10.244.1.1", "10.244.1.2", "10.244.2.3"])),
             ("many", "shop", entry(&["10.0.0.1", "10.0.0.2", "10.0.0.3", "10.0.0.4", "10.0.0.5", "10.0.0.6", "10.0.0.7"])),
             ("elsewhere", "shop", NameEntry::LEFT_ALONE),
+            ("", "shop", entry(&[])),
         ],
     )
 }
@@ -136,7 +137,7 @@ fn addresses_take_turns() {
     assert_eq!(first.len(), 3);
 }
 
-/// [21]: a Service has no records of other types; which it may have, somebody else knows.
+/// [21] [22]: a Service, or a namespace, has no records of other types; which it may have, somebody else knows.
 #[test]
 fn what_a_service_has_none_of_is_denied() {
     for family in FAMILIES {
@@ -148,6 +149,8 @@ fn what_a_service_has_none_of_is_denied() {
             ("web.shop.svc.cluster.local", TXT),
             ("web.shop.svc.cluster.local", CNAME),
             ("web.shop.svc.cluster.local", HTTPS),
+            ("shop.svc.cluster.local", A),
+            ("shop.svc.cluster.local", TXT),
         ] {
             for query in [Query::new(name, kind), Query::new(name, kind).with_opt(&opt(4096, 0x8000))] {
                 let message = answered(&query, family, &mut tables, Reason::DnsNoData);
@@ -168,6 +171,7 @@ fn names_that_there_are_not_are_denied() {
             "example.com.svc.cluster.local",
             "example.com.cluster.local",
             "com.cluster.local",
+            "com.svc.cluster.local",
             "a.b.c.d.e.example.com.default.svc.cluster.local",
             "_http._tcp.absent.default.svc.cluster.local",
             "*.default.svc.cluster.local",
@@ -278,7 +282,7 @@ fn what_is_not_known_for_certain_is_left_alone() {
         ("many.shop.svc.cluster.local", A, Reason::DnsUnknown),
         ("10-244-1-1.shop.pod.cluster.local", A, Reason::DnsUnknown),
         ("pod.cluster.local", A, Reason::DnsUnknown),
-        ("shop.svc.cluster.local", A, Reason::DnsUnknown),
+        ("shop.svc.cluster.local", SRV, Reason::DnsUnknown),
         ("svc.cluster.local", A, Reason::DnsUnknown),
         ("ns.dns.cluster.local", A, Reason::DnsUnknown),
         ("dns-version.cluster.local", TXT, Reason::DnsUnknown),
@@ -457,7 +461,15 @@ fn expected(labels: &[String], kind: u16, zone: &str, services: &Services) -> Ex
     }
     let below: Vec<&str> = below.split('.').collect();
     match below[..] {
-        [.., "pod" | "dns" | "dns-version"] | ["svc"] | [_, "svc"] => Expected::LeftAlone,
+        [.., "pod" | "dns" | "dns-version"] | ["svc"] => Expected::LeftAlone,
+        [namespace, "svc"] => {
+            let there = services.keys().any(|key| key.split_once('.').unwrap().1 == namespace);
+            match (there, kind) {
+                (false, _) => Expected::NoName,
+                (true, SRV) => Expected::LeftAlone,
+                (true, _) => Expected::NoData,
+            }
+        }
         [.., service, namespace, "svc"] => {
             if service.len() + namespace.len() + 2 > 64 {
                 return Expected::LeftAlone;
@@ -547,9 +559,10 @@ proptest! {
         for (name, addresses) in &services {
             let (service, namespace) = name.split_once('.').unwrap();
             let entry = addresses.as_ref().map_or(NameEntry::LEFT_ALONE, |all| NameEntry::new(all.iter().copied()));
-            if let Some(key) = podnet_common::dns::name::NameKey::new(service, namespace) {
+            if let Some(key) = NameKey::new([service, namespace]) {
                 tables.names.entries.insert(key, entry);
             }
+            tables.names.entries.insert(NameKey::new([namespace]).unwrap(), NameEntry::new([]));
         }
         let mut query = Query::new("", kind);
         query.labels = labels.iter().map(|label| label.as_bytes().to_vec()).collect();

@@ -49,7 +49,7 @@ const BUDGETS: [Budget; 36] = [
     Budget { program: "from_pod_renew", instructions: 2250, verified: 12_000, stack: 360 },
     Budget { program: "from_net_renew", instructions: 1650, verified: 12_000, stack: 360 },
     Budget { program: "to_net_renew", instructions: 1650, verified: 12_000, stack: 360 },
-    Budget { program: "from_pod_answer", instructions: 2600, verified: 100_000, stack: 500 },
+    Budget { program: "from_pod_answer", instructions: 4200, verified: 520_000, stack: 490 },
     Budget { program: "from_pod_unanswered", instructions: 1960, verified: 25_000, stack: 370 },
     Budget { program: "from_net_xdp", instructions: 2400, verified: 40_000, stack: 370 },
     Budget { program: "from_net_xdp_generic", instructions: 2400, verified: 40_000, stack: 370 },

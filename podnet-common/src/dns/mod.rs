@@ -62,8 +62,8 @@ fn try_answer<F: Frame, T: Services + Names>(frame: &mut F, tables: &mut T) -> R
     let query = Query::parse(frame, &packet)?;
     let zone = tables.zone();
     let (key, whole) = match query.place(frame, &zone)? {
-        Place::Service(key) => (key, true),
-        Place::BelowService(key) => (key, false),
+        Place::Key(key) => (key, true),
+        Place::Below(key) => (key, false),
         Place::Nowhere => return deny(frame, tables, &query, &zone, Denial::NoName),
     };
     let Some(entry) = tables.name(&key) else {

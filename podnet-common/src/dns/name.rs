@@ -44,8 +44,8 @@ fn write_labels<'a>(labels: impl IntoIterator<Item = &'a str>, bytes: &mut [u8])
     Some(at)
 }
 
-/// The name of a Service below `svc.<zone>`: the key of the table of names. Its two labels as on the wire, folded, and
-/// zeroes.
+/// The name of a Service, or of a namespace, below `svc.<zone>`: the key of the table of names. Its labels as on the
+/// wire, folded, and zeroes.
 #[derive(
     Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, FromBytes, IntoBytes, Immutable, KnownLayout,
 )]
@@ -56,10 +56,10 @@ impl NameKey {
     /// How many bytes of labels it has room for.
     pub const ROOM: usize = KEY;
 
-    /// The key of a Service; `None` if its name is too long for one.
-    pub fn new(service: &str, namespace: &str) -> Option<Self> {
+    /// The key of these labels: a Service's and its namespace's, or a namespace's. `None` if they are too long for one.
+    pub fn new<'a>(labels: impl IntoIterator<Item = &'a str>) -> Option<Self> {
         let mut bytes = [0; KEY];
-        write_labels([service, namespace], &mut bytes)?;
+        write_labels(labels, &mut bytes)?;
         Some(Self(transmute!(bytes)))
     }
 
@@ -70,7 +70,7 @@ impl NameKey {
     }
 }
 
-/// What is known of a Service's name: the value of the table of names.
+/// What is known of the name of a Service, or of a namespace, which has no addresses: the value of the table of names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub struct NameEntry {
@@ -196,14 +196,14 @@ mod tests {
     }
 
     #[test]
-    fn a_key_is_two_labels_as_on_the_wire() {
-        let key = NameKey::new("Kubernetes", "default").unwrap();
+    fn a_key_is_labels_as_on_the_wire() {
+        let key = NameKey::new(["Kubernetes", "default"]).unwrap();
         assert_eq!(&key.as_bytes()[..19], b"\x0akubernetes\x07default");
         assert!(key.as_bytes()[19..].iter().all(|byte| *byte == 0));
         let long = "a".repeat(62 - 7);
-        assert!(NameKey::new(&long, "default").is_some());
-        assert_eq!(NameKey::new(&format!("{long}a"), "default"), None);
-        assert_eq!(NameKey::new("", "default"), None);
+        assert!(NameKey::new([long.as_str(), "default"]).is_some());
+        assert_eq!(NameKey::new([format!("{long}a").as_str(), "default"]), None);
+        assert_eq!(NameKey::new(["", "default"]), None);
     }
 
     #[test]

@@ -62,10 +62,10 @@ impl Type {
 /// Where in the cluster's domain a name stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Place {
-    /// It would be a Service's.
-    Service(NameKey),
+    /// It would be a Service's, or a namespace's.
+    Key(NameKey),
     /// It would belong to a Service with this name: that of an endpoint, or a port.
-    BelowService(NameKey),
+    Below(NameKey),
     /// No names are there.
     Nowhere,
 }
@@ -235,12 +235,13 @@ impl Query {
             _ => return Ok(Place::Nowhere),
         }
         let below = self.labels - zone.labels;
-        // `svc` itself, and namespaces.
-        if below < 3 {
-            return Err(Reason::DnsUnknown);
-        }
-        let service = self.start(zone.labels + 2);
-        let length = top - service;
+        let first = match below {
+            // `svc` itself.
+            ..2 => return Err(Reason::DnsUnknown),
+            2 => self.start(zone.labels + 1),
+            3.. => self.start(zone.labels + 2),
+        };
+        let length = top - first;
         if length > NameKey::ROOM {
             return Err(Reason::DnsUnknown);
         }
@@ -249,10 +250,10 @@ impl Query {
             if 4 * i >= length {
                 break;
             }
-            *word = self.word(frame, service + 4 * i, length - 4 * i).ok_or(Reason::DnsUnusual)?;
+            *word = self.word(frame, first + 4 * i, length - 4 * i).ok_or(Reason::DnsUnusual)?;
         }
         let key = NameKey::from_words(words);
-        Ok(if below == 3 { Place::Service(key) } else { Place::BelowService(key) })
+        Ok(if below > 3 { Place::Below(key) } else { Place::Key(key) })
     }
 }
 

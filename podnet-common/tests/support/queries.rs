@@ -101,7 +101,8 @@ pub(crate) fn server(family: Family) -> Endpoint {
     service(family, 10, 53)
 }
 
-/// Tables with the cluster's DNS, its client and these names, which are all that there are.
+/// Tables with the cluster's DNS, its client and these names, which are all that there are: of Services, or without
+/// that of namespaces.
 pub(crate) fn tables(zone: &str, names: &[(&str, &str, NameEntry)]) -> HostTables {
     let mut tables = HostTables::new(1);
     tables.names.zone = Some(Zone::new(zone, TTL).unwrap());
@@ -110,7 +111,8 @@ pub(crate) fn tables(zone: &str, names: &[(&str, &str, NameEntry)]) -> HostTable
         tables.names.clients.insert(client(family).addr);
     }
     for (service, namespace, entry) in names {
-        tables.names.entries.insert(NameKey::new(service, namespace).unwrap(), *entry);
+        let labels = [service, namespace].into_iter().copied().filter(|label| !label.is_empty());
+        tables.names.entries.insert(NameKey::new(labels).unwrap(), *entry);
     }
     let until = Time(tables.now.0 + Time::seconds(10));
     tables.names.freshness = Freshness { until, serial: Be32::new(SERIAL) };
