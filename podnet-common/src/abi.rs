@@ -15,7 +15,7 @@ use crate::verdict::{Layer, Reason};
 
 /// Version of the layout of all maps. It names the directory they are pinned in, so that an agent only
 /// ever adopts maps that it can read. To be raised with any change of a type below.
-pub const LAYOUT: u32 = 4;
+pub const LAYOUT: u32 = 5;
 
 /// `FrontendKey -> Frontend`, a hash.
 pub const FRONTENDS: &str = "FRONTENDS";

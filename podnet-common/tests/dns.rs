@@ -30,7 +30,11 @@ fn cluster() -> HostTables {
             ("web", "shop", entry(&["10.96.0.20", "fd00:10:96::20"])),
             ("odd", "shop", entry(&["fd00:10:96::21"])),
             ("db", "shop", entry(&["10.244.1.1", "10.244.1.2", "10.244.2.3"])),
-            ("many", "shop", entry(&["10.0.0.1", "10.0.0.2", "10.0.0.3", "10.0.0.4", "10.0.0.5", "10.0.0.6", "10.0.0.7"])),
+            (
+                "many",
+                "shop",
+                entry(&["10.0.0.1", "10.0.0.2", "10.0.0.3", "10.0.0.4", "10.0.0.5", "10.0.0.6", "10.0.0.7"]),
+            ),
             ("elsewhere", "shop", NameEntry::LEFT_ALONE),
             ("", "shop", entry(&[])),
         ],
@@ -88,7 +92,10 @@ fn assert_denied(message: &Message, code: ResponseCode, ttl: u32, zone: &str) {
     assert_eq!((&soa.name, soa.ttl), (&name(""), ttl.min(300)));
     let RData::SOA(soa) = &soa.data else { panic!("a SOA: {soa:?}") };
     assert_eq!((&soa.mname, &soa.rname), (&name("ns.dns."), &name("hostmaster.")));
-    assert_eq!((soa.serial, soa.refresh, soa.retry, soa.expire, soa.minimum), (SERIAL, 7200, 1800, 86_400, ttl));
+    assert_eq!(
+        (soa.serial, soa.refresh, soa.retry, soa.expire, soa.minimum),
+        (SERIAL, 7200, 1800, 86_400, ttl)
+    );
 }
 
 /// [2] [36]: the ClusterIPs of a Service, by their family.
@@ -204,7 +211,11 @@ fn names_are_not_denied_while_not_all_are_known() {
     answered(&absent, Family::V4, &mut tables, Reason::DnsNoName);
     tables.wait(11);
     assert_left_alone(&absent.frame(Family::V4), &tables, Reason::DnsUnknown);
-    assert_left_alone(&Query::new("example.com.cluster.local", A).frame(Family::V4), &tables, Reason::DnsUnknown);
+    assert_left_alone(
+        &Query::new("example.com.cluster.local", A).frame(Family::V4),
+        &tables,
+        Reason::DnsUnknown,
+    );
     tables.names.freshness.until = Time(0);
     assert_left_alone(&absent.frame(Family::V4), &tables, Reason::DnsUnknown);
     answered(&Query::new("web.shop.svc.cluster.local", A), Family::V4, &mut tables, Reason::DnsAnswered);
@@ -509,10 +520,12 @@ fn label() -> impl Strategy<Value = String> {
 }
 
 fn some_services() -> impl Strategy<Value = Services> {
-    let address = prop_oneof![any::<[u8; 4]>().prop_map(IpAddr::from), any::<[u8; 16]>().prop_map(IpAddr::from)];
+    let address =
+        prop_oneof![any::<[u8; 4]>().prop_map(IpAddr::from), any::<[u8; 16]>().prop_map(IpAddr::from)];
     // The form of IPv4 addresses in IPv6 is no address of its own.
     let address = address.prop_map(|address| address.to_canonical());
-    let addresses = prop::collection::btree_set(address, 0..9).prop_map(|all| Some(all.into_iter().collect()));
+    let addresses =
+        prop::collection::btree_set(address, 0..9).prop_map(|all| Some(all.into_iter().collect()));
     let entry = prop_oneof![6 => addresses, 1 => Just(None)];
     let name = (label(), label()).prop_map(|(service, namespace)| format!("{service}.{namespace}"));
     prop::collection::btree_map(name, entry, 0..12)

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use k8s_openapi::jiff::Timestamp;
 use tokio::net::TcpListener;
@@ -25,6 +25,7 @@ use crate::cluster::object::Key;
 use crate::cluster::watch::{self, Scope};
 use crate::cluster::{Event, Feed, feed};
 use crate::config::{NodePorts, OomScoreAdj};
+use crate::dns::{self, Assist};
 use crate::error::Error;
 use crate::events::Events;
 use crate::health::{Health, Moment};
@@ -65,6 +66,8 @@ pub struct Settings {
     pub metrics: Option<SocketAddr>,
     /// How readily the kernel ends the agent, if that is not to stay as it is.
     pub oom_score_adj: Option<OomScoreAdj>,
+    /// How names are answered, if they are.
+    pub dns: Option<dns::Settings>,
     /// Whether to end once what is there at the start is in the kernel.
     pub once: bool,
 }
@@ -105,6 +108,8 @@ pub async fn run(settings: Settings) -> Result<(), Error> {
 
     let mut retry = interval(RETRY);
     retry.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut refresh = interval(kernel::FRESH / 4);
+    refresh.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         tokio::select! {
             _ = terminated.recv() => break,
@@ -120,6 +125,7 @@ pub async fn run(settings: Settings) -> Result<(), Error> {
                 }
                 if agent.is_ready() {
                     agent.sync_unless_astray(&batch);
+                    agent.sync_names();
                 } else if agent.index.synced() {
                     agent.start(&batch)?;
                     agent.links(interfaces.next().await);
@@ -134,6 +140,7 @@ pub async fn run(settings: Settings) -> Result<(), Error> {
                 agent.retry();
                 agent.serve_health_checks().await;
             }
+            _ = refresh.tick(), if agent.is_ready() => agent.sync_names(),
             news = interfaces.next(), if agent.is_ready() => agent.links(news),
             all = addresses.next() => {
                 agent.set_addresses(all);
@@ -187,7 +194,7 @@ impl Servers {
 
 /// A source that is there to be read.
 enum OpenSource {
-    Cluster { client: kube::Client, node: String },
+    Cluster { client: kube::Client, node: String, scope: Scope },
     Manifests(Files),
 }
 
@@ -197,6 +204,7 @@ impl OpenSource {
             Source::Cluster(kubeconfig) => Self::Cluster {
                 client: watch::connect(kubeconfig.as_deref()).await?,
                 node: settings.proxy.node.clone(),
+                scope: if settings.dns.is_some() { Scope::RoutesAndNames } else { Scope::Routes },
             },
             Source::Manifests(directory) => Self::Manifests(Files::open(directory)?),
         })
@@ -211,7 +219,7 @@ impl OpenSource {
 
     async fn run(self, feed: Feed) {
         match self {
-            Self::Cluster { client, node } => watch::run(client, feed, &node, Scope::Routes).await,
+            Self::Cluster { client, node, scope } => watch::run(client, feed, &node, scope).await,
             Self::Manifests(files) => files.run(feed).await,
         }
     }
@@ -220,6 +228,7 @@ impl OpenSource {
 struct Agent {
     index: Index,
     planner: Planner,
+    names: Option<Assist>,
     dataplane: Dataplane,
     facing: Facing,
     xdp_interfaces: Patterns,
@@ -270,6 +279,10 @@ impl Agent {
         Ok(Self {
             index: Index::new(settings.proxy.clone()),
             planner,
+            names: settings
+                .dns
+                .as_ref()
+                .map(|dns| Assist::new(dns, &settings.proxy.node, capacity.names, SystemTime::now())),
             dataplane,
             facing,
             xdp_interfaces: settings.xdp_interfaces.clone(),
@@ -330,7 +343,37 @@ impl Agent {
         if let Some(change) = Change::of(&event) {
             self.progress.read(change, !self.index.knows(&event), now);
         }
+        if let Some(names) = &mut self.names {
+            names.handle(&event, SystemTime::now());
+        }
         self.index.handle(event);
+    }
+
+    /// Brings the kernel's tables of names to what is known, and has it know that it still is.
+    fn sync_names(&mut self) {
+        let Some(names) = &mut self.names else { return };
+        let dataplane = &self.dataplane;
+        let mut sync = || {
+            if names.is_astray() {
+                names.adopt(self.capacity.names, dataplane.names()?);
+            }
+            let changes = names.plan();
+            dataplane.apply_names(&changes)
+        };
+        match sync() {
+            Ok(()) => {
+                names.done();
+                if let Some(waiting) = names.newly_full() {
+                    error!(
+                        waiting,
+                        names = names.names(),
+                        "there is no room for more names: those without, and all that there are not, are left to the \
+                         cluster's DNS; --max-names makes more room"
+                    );
+                }
+            }
+            Err(error) => error!(%error, "names are not up to date in the kernel; podnet tries again"),
+        }
     }
 
     /// Brings the tables, whatever an earlier agent has left in them, to what the source says, and then
@@ -341,6 +384,7 @@ impl Agent {
         self.set_networks();
         let plan = self.reconcile();
         self.carry_out(plan, batch)?;
+        self.sync_names();
         self.progress.done(start.elapsed(), Moment::now());
         self.dataplane.attach_sockets()?;
         Ok(())

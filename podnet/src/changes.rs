@@ -19,11 +19,20 @@ pub struct Capacity {
     pub sockets: u32,
     /// Clients whose backend is remembered (`sessionAffinity`), once per service port.
     pub clients: u32,
+    /// Names of Services and namespaces, where queries for them are answered.
+    pub names: u32,
 }
 
 impl Default for Capacity {
     fn default() -> Self {
-        Self { frontends: 65_536, slots: 262_144, flows: 1_048_576, sockets: 262_144, clients: 65_536 }
+        Self {
+            frontends: 65_536,
+            slots: 262_144,
+            flows: 1_048_576,
+            sockets: 262_144,
+            clients: 65_536,
+            names: 65_536,
+        }
     }
 }
 

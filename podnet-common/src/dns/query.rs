@@ -119,9 +119,7 @@ impl Query {
         }
         let [flags, questions, answers, authorities, additional]: [Be16; 5] =
             frame.load(message + 2).ok_or(UNUSUAL)?;
-        if flags.get() & !USUAL != 0
-            || [questions, answers, authorities] != QUESTION
-            || additional.get() > 1
+        if flags.get() & !USUAL != 0 || [questions, answers, authorities] != QUESTION || additional.get() > 1
         {
             return Err(UNUSUAL);
         }

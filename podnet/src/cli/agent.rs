@@ -10,13 +10,15 @@ use clap::{Args, ValueEnum};
 use tracing::warn;
 use tracing_subscriber::EnvFilter;
 
+use super::dns::Dns;
 use super::kernel::Kernel;
 use crate::agent::{self, Settings, Source};
 use crate::changes::Capacity;
 use crate::config::{File, Options};
+use crate::dns;
 use crate::error::Error;
 use crate::interfaces::{Patterns, PodInterfaces};
-use crate::kernel::AttachMode;
+use crate::kernel::{self, AttachMode};
 
 /// Watch Services and keep the kernel's tables up to date
 ///
@@ -60,6 +62,9 @@ pub(super) struct Agent {
 
     #[command(flatten)]
     kernel: Kernel,
+
+    #[command(flatten)]
+    dns: Dns,
 
     /// How programs are attached to interfaces
     #[arg(long, value_enum, env = "PODNET_ATTACH", default_value_t)]
@@ -108,6 +113,11 @@ struct Sizes {
     #[arg(long, value_name = "N", env = "PODNET_MAX_CLIENTS", value_parser = size(),
           default_value_t = Capacity::default().clients)]
     max_clients: u32,
+
+    /// Names of Services and namespaces, where queries for them are answered
+    #[arg(long, value_name = "N", env = "PODNET_MAX_NAMES", value_parser = size(),
+          default_value_t = Capacity::default().names)]
+    max_names: u32,
 }
 
 /// The kernel's hash tables have 2^30 entries at most.
@@ -156,16 +166,22 @@ impl Agent {
             Some(directory) => Source::Manifests(directory),
             None => Source::Cluster(options.kubeconfig.clone()),
         };
+        let dns = self.dns.settings();
         let capacity = Capacity {
             frontends: self.sizes.max_frontends,
             slots: self.sizes.max_slots,
             flows: self.sizes.max_flows,
             sockets: self.sizes.max_sockets,
             clients: self.sizes.max_clients,
+            names: self.sizes.max_names,
         };
         Ok(Settings {
             source,
-            kernel: self.kernel.settings(self.attach, capacity, options.timeouts()),
+            kernel: kernel::Settings {
+                zone: dns.as_ref().and_then(dns::Settings::kernel_zone),
+                ..self.kernel.settings(self.attach, capacity, options.timeouts())
+            },
+            dns,
             pod_interfaces: self.pod_interfaces.map(PodInterfaces::Named).or(told).unwrap_or_default(),
             node_interfaces: self.node_interfaces,
             xdp_interfaces: self.xdp_interfaces,

@@ -3,6 +3,7 @@
 mod agent;
 mod check;
 mod cleanup;
+mod dns;
 mod kernel;
 mod services;
 mod status;

@@ -18,13 +18,19 @@
 //!
 //! [the specification]: https://github.com/kubernetes/dns/blob/master/docs/specification.md
 
+pub mod assist;
+pub mod clients;
 pub mod entry;
 pub mod index;
 pub mod lookup;
 mod reverse;
+pub mod table;
 pub mod zone;
 
+pub use assist::Assist;
+pub use clients::Clients;
 pub use entry::{Entry, EntryKind};
 pub use index::Index;
 pub use lookup::{Answer, Status};
+pub use table::Table;
 pub use zone::{Settings, Zone};
