@@ -339,7 +339,7 @@ fn answers_follow_the_cluster() -> Result<()> {
     scene.wait_for(new, &["10.96.0.31"])?;
     scene.manifests.write("db.yaml", &headless("db", &["10.244.9.2"]))?;
     scene.wait_for("db.shop.svc.cluster.local.", &["10.244.9.2"])?;
-    scene.manifests.write("new.yaml", "")?;
+    fs::remove_file(scene.manifests.folder().join("new.yaml"))?;
     scene.wait_for(new, &[])?;
 
     let wait = |what: &str, left_alone: bool| {

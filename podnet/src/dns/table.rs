@@ -267,7 +267,8 @@ spec: {clusterIP: 10.96.0.20, ports: [{port: 80}]}
     fn names_of_services_and_namespaces_are_held() {
         let mut index = index();
         let mut table = Table::adopt(100, Snapshot::default());
-        let changes = table.reconcile(&index, BTreeSet::from([ip("10.244.0.9")]));
+        let client = BTreeSet::from([ip("10.244.0.9")]);
+        let changes = table.reconcile(&index, client.clone());
         let names: HashMap<_, _> = changes.names.iter().copied().collect();
         assert_eq!(names[&key(&["web", "shop"])], NameEntry::new([ip("10.96.0.20")]));
         assert_eq!(names[&key(&["elsewhere", "shop"])], NameEntry::LEFT_ALONE);
@@ -283,7 +284,7 @@ spec: {clusterIP: 10.96.0.20, ports: [{port: 80}]}
         assert_eq!(changes.clients, [Addr::from(ip("10.244.0.9"))]);
         assert_eq!(changes.complete, None, "nobody has said that these are all namespaces");
         index.handle(&Event::Refused(Kind::Namespace), 7);
-        assert_eq!(table.plan(&index, [], BTreeSet::new()).complete, None, "nor may anybody");
+        assert_eq!(table.plan(&index, [], client).complete, None, "nor may anybody");
 
         index.handle(&Event::Listing(Kind::Namespace), 7);
         apply(&mut index, CLUSTER);
