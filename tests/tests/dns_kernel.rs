@@ -81,7 +81,8 @@ impl Scene {
 
     /// Waits until the client is told the addresses of a name.
     fn wait_for(&self, name: &str, addresses: &[&str]) -> Result<()> {
-        let expected = addresses.iter().map(|address| Ok(address.parse()?)).collect::<Result<BTreeSet<_>>>()?;
+        let expected =
+            addresses.iter().map(|address| Ok(address.parse()?)).collect::<Result<BTreeSet<_>>>()?;
         until(&format!("{name} to be {addresses:?}"), PATIENCE, || {
             let answer = self.ask(name, RecordType::A)?;
             ensure!(answer.metadata.authoritative, "the cluster's DNS has answered");
@@ -316,7 +317,8 @@ fn other_queries_go_to_the_clusters_dns() -> Result<()> {
     }
     // One socket may be answered by both.
     let socket = scene.socket(DNS[1])?;
-    for name in ["example.com.", "web.shop.svc.cluster.local.", "example.com.", "web.shop.svc.cluster.local."] {
+    for name in ["example.com.", "web.shop.svc.cluster.local.", "example.com.", "web.shop.svc.cluster.local."]
+    {
         socket.send(&query(name, RecordType::A)?)?;
         let answer = receive(&socket)?;
         ensure!(answer.metadata.authoritative == name.starts_with("web"), "{answer:?}");

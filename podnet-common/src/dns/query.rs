@@ -174,8 +174,9 @@ impl Query {
 
     /// Where in the message the zone's name stands, which the name ends with.
     #[inline(always)]
-    pub(super) const fn zone(&self, zone: &Zone) -> usize {
-        HEADER + self.name.wrapping_sub(zone.length as usize)
+    #[expect(clippy::cast_possible_truncation, reason = "a name is at most 128 bytes long")]
+    pub(super) const fn zone(&self, zone: &Zone) -> u32 {
+        (HEADER + self.name) as u32 - zone.length
     }
 
     /// Where in the frame the byte `at` of the name stands.

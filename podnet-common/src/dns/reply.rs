@@ -138,7 +138,7 @@ pub(super) fn denial<F: Frame>(
 
     let (minimum, serial) = (zone.ttl.get(), serial.get());
     let ttl = if minimum < MAX_TTL { minimum } else { MAX_TTL };
-    let apex = 0xc000 | query.zone(zone) as u32;
+    let apex = 0xc000 | query.zone(zone);
     let soa = [
         Be32::new(apex << 16 | SOA),
         Be32::new(INTERNET << 16 | ttl >> 16),

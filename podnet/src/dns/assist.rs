@@ -70,7 +70,7 @@ impl Assist {
 
     /// How many names there are in the kernel's table.
     pub fn names(&self) -> usize {
-        self.table.len()
+        self.table.held()
     }
 }
 

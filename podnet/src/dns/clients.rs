@@ -44,11 +44,7 @@ impl Clients {
                 self.pods.insert(&pod.key, pod.clone());
             }
             Event::Apply(Object::Pod(pod)) => drop(self.pods.objects.remove(&pod.key)),
-            Event::Apply(Object::NetworkPolicy(key)) => {
-                if self.policies.insert(key, key.clone()) == Some(None) {
-                    *self.policies_in.entry(key.namespace().into()).or_default() += 1;
-                }
-            }
+            Event::Apply(Object::NetworkPolicy(key)) => self.note(key),
             Event::Delete(Kind::Pod, key) => drop(self.pods.objects.remove(key)),
             Event::Delete(Kind::NetworkPolicy, key) => self.forget(key),
             Event::Listed(Kind::Pod) => {
@@ -61,6 +57,12 @@ impl Clients {
                 vanished.iter().for_each(|key| self.forget(key));
             }
             _ => {}
+        }
+    }
+
+    fn note(&mut self, policy: &Key) {
+        if self.policies.insert(policy, policy.clone()) == Some(None) {
+            *self.policies_in.entry(policy.namespace().into()).or_default() += 1;
         }
     }
 

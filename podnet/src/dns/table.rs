@@ -71,7 +71,7 @@ impl Table {
     }
 
     /// How many names there are in the table.
-    pub fn len(&self) -> usize {
+    pub fn held(&self) -> usize {
         self.names.len()
     }
 
@@ -84,8 +84,8 @@ impl Table {
             }
         }
         self.waiting.clear();
-        let mut changes = Changes::default();
-        changes.removed_names = self.names.keys().filter(|key| !wanted.contains_key(key)).copied().collect();
+        let removed_names = self.names.keys().filter(|key| !wanted.contains_key(key)).copied().collect();
+        let mut changes = Changes { removed_names, ..Changes::default() };
         self.names.retain(|key, _| wanted.contains_key(key));
         for (key, (name, value)) in wanted {
             self.set(key, name, value, &mut changes);
@@ -326,7 +326,7 @@ spec: {clusterIP: 10.96.0.20, ports: [{port: 80}]}
         index.handle(&Event::Delete(Kind::Service, crate::cluster::object::Key::new("shop", "elsewhere")), 9);
         let dirty = index.take_dirty();
         let changes = table.plan(&index, dirty, BTreeSet::new());
-        assert_eq!((table.waiting(), table.len(), changes.complete), (0, 5, Some(9)));
+        assert_eq!((table.waiting(), table.held(), changes.complete), (0, 5, Some(9)));
     }
 
     #[test]
