@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use k8s_openapi::jiff::Timestamp;
 use tokio::net::TcpListener;
@@ -25,7 +25,7 @@ use crate::cluster::object::Key;
 use crate::cluster::watch::{self, Scope};
 use crate::cluster::{Event, Feed, feed};
 use crate::config::{NodePorts, OomScoreAdj};
-use crate::dns::{self, Assist};
+use crate::dns::{self, Assist, Names};
 use crate::error::Error;
 use crate::events::Events;
 use crate::health::{Health, Moment};
@@ -64,10 +64,12 @@ pub struct Settings {
     pub healthz: Option<SocketAddr>,
     /// Where metrics are served, if anywhere.
     pub metrics: Option<SocketAddr>,
+    /// The cluster's names, if there is to be anything about them.
+    pub names: Option<dns::Settings>,
+    /// How they are served, if they are.
+    pub serve_names: Option<dns::Serve>,
     /// How readily the kernel ends the agent, if that is not to stay as it is.
     pub oom_score_adj: Option<OomScoreAdj>,
-    /// How names are answered, if they are.
-    pub dns: Option<dns::Settings>,
     /// Whether to end once what is there at the start is in the kernel.
     pub once: bool,
 }
@@ -102,7 +104,7 @@ pub async fn run(settings: Settings) -> Result<(), Error> {
     let events = Events::new(source.client(), &settings.proxy.node);
     let mut agent = Agent::open(&settings, health.clone(), metrics.clone(), events)?;
     agent.set_addresses(addresses.next().await);
-    servers.start(health, metrics);
+    servers.start(health, metrics, agent.names.as_ref())?;
     let (feed, mut incoming) = feed();
     let source = tokio::spawn(source.run(feed));
 
@@ -169,6 +171,7 @@ async fn ended(source: JoinHandle<()>) -> Error {
 struct Servers {
     healthz: Option<TcpListener>,
     metrics: Option<TcpListener>,
+    names: Option<dns::Server>,
 }
 
 impl Servers {
@@ -179,16 +182,21 @@ impl Servers {
         Ok(Self {
             healthz: listen(settings.healthz, "--healthz-bind-address")?,
             metrics: listen(settings.metrics, "--metrics-bind-address")?,
+            names: settings.serve_names.as_ref().map(dns::Server::open).transpose()?,
         })
     }
 
-    fn start(self, health: Arc<Health>, metrics: Arc<Metrics>) {
+    fn start(self, health: Arc<Health>, metrics: Arc<Metrics>, names: Option<&Names>) -> Result<(), Error> {
+        if let (Some(server), Some(names)) = (self.names, names) {
+            server.start(names, &metrics.dns)?;
+        }
         if let Some(listener) = self.metrics {
             tokio::spawn(admin::serve(listener, "/metrics", admin::metrics_router(metrics.clone())));
         }
         if let Some(listener) = self.healthz {
             tokio::spawn(admin::serve(listener, "/healthz", admin::health_router(health, metrics)));
         }
+        Ok(())
     }
 }
 
@@ -204,7 +212,7 @@ impl OpenSource {
             Source::Cluster(kubeconfig) => Self::Cluster {
                 client: watch::connect(kubeconfig.as_deref()).await?,
                 node: settings.proxy.node.clone(),
-                scope: if settings.dns.is_some() { Scope::RoutesAndNames } else { Scope::Routes },
+                scope: if settings.names.is_some() { Scope::RoutesAndNames } else { Scope::Routes },
             },
             Source::Manifests(directory) => Self::Manifests(Files::open(directory)?),
         })
@@ -227,8 +235,11 @@ impl OpenSource {
 
 struct Agent {
     index: Index,
+    names: Option<Names>,
+    /// Whom the server of names asks for others.
+    upstreams: Vec<SocketAddr>,
     planner: Planner,
-    names: Option<Assist>,
+    assist: Option<Assist>,
     dataplane: Dataplane,
     facing: Facing,
     xdp_interfaces: Patterns,
@@ -276,13 +287,14 @@ impl Agent {
             settings.node_interfaces.clone(),
             dataplane.attached_interfaces()?,
         );
+        let names = settings.names.as_ref().map(|names| Names::new(names, serial(Timestamp::now())));
+        let assisted = names.clone().filter(|_| settings.kernel.zone.is_some());
         Ok(Self {
             index: Index::new(settings.proxy.clone()),
+            assist: assisted.map(|names| Assist::new(names, &settings.proxy.node, capacity.names)),
+            names,
+            upstreams: settings.serve_names.as_ref().map(|it| it.upstreams.clone()).unwrap_or_default(),
             planner,
-            names: settings
-                .dns
-                .as_ref()
-                .map(|dns| Assist::new(dns, &settings.proxy.node, capacity.names, SystemTime::now())),
             dataplane,
             facing,
             xdp_interfaces: settings.xdp_interfaces.clone(),
@@ -343,15 +355,19 @@ impl Agent {
         if let Some(change) = Change::of(&event) {
             self.progress.read(change, !self.index.knows(&event), now);
         }
-        if let Some(names) = &mut self.names {
-            names.handle(&event, SystemTime::now());
+        if let Some(names) = &self.names {
+            names.handle(&event, serial(now.time));
+            match &mut self.assist {
+                Some(assist) => assist.handle(&event),
+                None => names.forget_changes(),
+            }
         }
         self.index.handle(event);
     }
 
     /// Brings the kernel's tables of names to what is known, and has it know that it still is.
     fn sync_names(&mut self) {
-        let Some(names) = &mut self.names else { return };
+        let Some(names) = &mut self.assist else { return };
         let dataplane = &self.dataplane;
         let mut sync = || {
             if names.is_astray() {
@@ -401,6 +417,16 @@ impl Agent {
         }
         if let Err(error) = self.dataplane.take_over() {
             warn!(%error, "the take-over from an earlier agent is not complete");
+        }
+        let is_clusters = |upstream: &&SocketAddr| {
+            self.names.as_ref().is_some_and(|names| names.is_name_server(upstream.ip()))
+        };
+        if let Some(upstream) = self.upstreams.iter().find(is_clusters) {
+            warn!(
+                %upstream,
+                "names outside are asked of the cluster's own DNS, which must not ask podnet in turn: name other \
+                 servers with --dns-upstream"
+            );
         }
         self.metrics.set_ready();
         let services = self.index.services().count();
@@ -595,6 +621,11 @@ impl Agent {
             ),
         }
     }
+}
+
+/// A time as serial numbers of zones count it.
+fn serial(time: Timestamp) -> u32 {
+    u32::try_from(time.as_second()).unwrap_or_default()
 }
 
 /// Logs what there is to know of a plan, each matter once.

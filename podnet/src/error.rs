@@ -9,6 +9,7 @@ use thiserror::Error;
 use crate::cluster::files::FilesError;
 use crate::cluster::watch::ConnectError;
 use crate::config::ConfigError;
+use crate::dns::DnsError;
 use crate::kernel;
 
 /// An error that ends a command. Each names the thing, the reason and the fix.
@@ -36,6 +37,22 @@ pub enum Error {
         /// Why.
         source: io::Error,
     },
+    /// An address for the server of names cannot be had.
+    #[error(
+        "listening on {address}: {source}: name an address of this node with {flag}, and a port that no other DNS \
+         server has there"
+    )]
+    DnsListen {
+        /// The address.
+        address: SocketAddr,
+        /// The flag that names it.
+        flag: &'static str,
+        /// Why.
+        source: io::Error,
+    },
+    /// Names cannot be served as the settings say.
+    #[error(transparent)]
+    Dns(#[from] DnsError),
     /// What reads Services has ended, which it never should.
     #[error(
         "Services are read no more: {reason}: this is an error in podnet, please report it; what is in the \

@@ -19,6 +19,7 @@ use tracing::debug;
 
 use crate::changes::Changes;
 use crate::cluster::object::Kind;
+use crate::dns::metrics::DnsMetrics;
 use crate::kernel::{Count, View};
 use crate::plan::{Planner, Table};
 use kube_proxy::KubeProxy;
@@ -47,6 +48,8 @@ pub struct Metrics {
     pub interfaces: Gauge,
     /// What kube-proxy counts about itself.
     pub kube_proxy: KubeProxy,
+    /// What is counted of names.
+    pub dns: DnsMetrics,
 }
 
 /// The text formats of metrics.
@@ -79,6 +82,7 @@ impl Metrics {
         let histogram = || Histogram::new(exponential_buckets(0.0001, 2.0, 18));
         let mut registry = Registry::default();
         let kube_proxy = KubeProxy::register(registry.sub_registry_with_prefix("kubeproxy"));
+        let dns = DnsMetrics::register(registry.sub_registry_with_prefix("podnet_dns"));
         let mut metrics = Self {
             registry,
             ready: AtomicBool::new(false),
@@ -92,6 +96,7 @@ impl Metrics {
             full: Family::default(),
             interfaces: Gauge::default(),
             kube_proxy,
+            dns,
         };
         let agent = Info::new([("version", env!("CARGO_PKG_VERSION").to_owned()), ("node", node)]);
         let it = metrics.registry.sub_registry_with_prefix("podnet");

@@ -36,7 +36,8 @@ const TO_BUILD: [Package; 6] = [
 ];
 
 /// What the kernel tests, the benchmarks and a failed test's diagnosis run.
-const TO_TEST: [Package; 8] = [
+const TO_TEST: [Package; 9] = [
+    Package::new("bind9-dnsutils", "dig"),
     Package::new("bpftool", "bpftool"),
     Package::new("conntrack", "conntrack"),
     Package::new("ethtool", "ethtool"),

@@ -10,7 +10,6 @@ use clap::{Args, ValueEnum};
 use tracing::warn;
 use tracing_subscriber::EnvFilter;
 
-use super::dns::Dns;
 use super::kernel::Kernel;
 use crate::agent::{self, Settings, Source};
 use crate::changes::Capacity;
@@ -63,9 +62,6 @@ pub(super) struct Agent {
     #[command(flatten)]
     kernel: Kernel,
 
-    #[command(flatten)]
-    dns: Dns,
-
     /// How programs are attached to interfaces
     #[arg(long, value_enum, env = "PODNET_ATTACH", default_value_t)]
     attach: AttachMode,
@@ -77,6 +73,9 @@ pub(super) struct Agent {
     /// End once what is there at the start is in the kernel
     #[arg(long)]
     once: bool,
+
+    #[command(flatten)]
+    dns: dns::Flags,
 
     #[command(flatten)]
     sizes: Sizes,
@@ -166,7 +165,6 @@ impl Agent {
             Some(directory) => Source::Manifests(directory),
             None => Source::Cluster(options.kubeconfig.clone()),
         };
-        let dns = self.dns.settings();
         let capacity = Capacity {
             frontends: self.sizes.max_frontends,
             slots: self.sizes.max_slots,
@@ -178,10 +176,9 @@ impl Agent {
         Ok(Settings {
             source,
             kernel: kernel::Settings {
-                zone: dns.as_ref().and_then(dns::Settings::kernel_zone),
+                zone: self.dns.kernel_zone()?,
                 ..self.kernel.settings(self.attach, capacity, options.timeouts())
             },
-            dns,
             pod_interfaces: self.pod_interfaces.map(PodInterfaces::Named).or(told).unwrap_or_default(),
             node_interfaces: self.node_interfaces,
             xdp_interfaces: self.xdp_interfaces,
@@ -189,6 +186,8 @@ impl Agent {
             node_ports: options.node_ports(),
             healthz: options.healthz(),
             metrics: options.metrics(),
+            names: self.dns.names(),
+            serve_names: self.dns.serve()?,
             oom_score_adj: options.oom_score_adj,
             once: self.once,
         })

@@ -3,7 +3,6 @@
 mod agent;
 mod check;
 mod cleanup;
-mod dns;
 mod kernel;
 mod services;
 mod status;

@@ -510,6 +510,8 @@ mod tests {
     async fn log_of_outage(status: Option<u16>) -> (Vec<String>, usize, BTreeSet<Kind>) {
         let log = Log::default();
         let writer = log.clone();
+        // While there is but one subscriber, what a thread without it is the first to log is taken to interest nobody.
+        let _another = tracing::Dispatch::new(tracing_subscriber::registry());
         let subscriber = tracing_subscriber::fmt()
             .with_env_filter("podnet=info")
             .with_ansi(false)

@@ -1,15 +1,15 @@
 //! Answers in the kernel to what is known for certain: from events to changes of its tables of names.
 
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::sync::PoisonError;
 
 use super::table::{Changes, Snapshot};
-use super::{Clients, Index, Settings, Table};
+use super::{Clients, Names, Table};
 use crate::cluster::Event;
 
 /// What is known of names, and what of it the kernel holds.
 #[derive(Debug)]
 pub struct Assist {
-    index: Index,
+    names: Names,
     clients: Clients,
     table: Table,
     /// Whether all is to be planned anew: at first, and after changes were lost on their way.
@@ -19,10 +19,10 @@ pub struct Assist {
 }
 
 impl Assist {
-    /// For the pods of `node`, by tables that have room for `capacity` names.
-    pub fn new(settings: &Settings, node: &str, capacity: u32, now: SystemTime) -> Self {
+    /// For the pods of `node`, by tables that have room for `capacity` of `names`.
+    pub fn new(names: Names, node: &str, capacity: u32) -> Self {
         Self {
-            index: Index::new(settings, seconds(now)),
+            names,
             clients: Clients::new(node),
             table: Table::adopt(capacity, Snapshot::default()),
             astray: true,
@@ -30,9 +30,8 @@ impl Assist {
         }
     }
 
-    /// Takes an event in.
-    pub fn handle(&mut self, event: &Event, now: SystemTime) {
-        self.index.handle(event, seconds(now));
+    /// Takes an event in that the names have taken in.
+    pub fn handle(&mut self, event: &Event) {
         self.clients.handle(event);
     }
 
@@ -48,11 +47,12 @@ impl Assist {
 
     /// What is to be changed in the kernel's tables. Until it is, they are not known.
     pub fn plan(&mut self) -> Changes {
-        let dirty = self.index.take_dirty();
+        let mut index = self.names.0.write().unwrap_or_else(PoisonError::into_inner);
+        let dirty = index.take_dirty();
         if std::mem::replace(&mut self.astray, true) {
-            self.table.reconcile(&self.index, self.clients.addresses())
+            self.table.reconcile(&index, self.clients.addresses())
         } else {
-            self.table.plan(&self.index, dirty, self.clients.addresses())
+            self.table.plan(&index, dirty, self.clients.addresses())
         }
     }
 
@@ -72,9 +72,4 @@ impl Assist {
     pub fn names(&self) -> usize {
         self.table.held()
     }
-}
-
-fn seconds(now: SystemTime) -> u32 {
-    let since = now.duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO);
-    u32::try_from(since.as_secs()).unwrap_or(u32::MAX)
 }

@@ -20,17 +20,89 @@
 
 pub mod assist;
 pub mod clients;
+mod config;
 pub mod entry;
+mod forward;
 pub mod index;
 pub mod lookup;
+pub mod metrics;
 mod reverse;
+mod server;
 pub mod table;
 pub mod zone;
 
+use std::net::IpAddr;
+use std::sync::{Arc, PoisonError, RwLock};
+
 pub use assist::Assist;
 pub use clients::Clients;
+pub use config::{DnsError, Flags, Mode, Serve};
 pub use entry::{Entry, EntryKind};
 pub use index::Index;
 pub use lookup::{Answer, Status};
 pub use table::Table;
 pub use zone::{Settings, Zone};
+
+use crate::cluster::Event;
+use crate::error::Error;
+use forward::Forwarder;
+use metrics::DnsMetrics;
+use server::{Responder, Sockets};
+
+/// The names of the cluster as the agent keeps them, for itself and for those whom it answers.
+#[derive(Clone, Debug)]
+pub struct Names(Arc<RwLock<Index>>);
+
+impl Names {
+    /// No names so far, at a time in seconds of the Unix epoch.
+    pub fn new(settings: &Settings, now: u32) -> Self {
+        Self(Arc::new(RwLock::new(Index::new(settings, now))))
+    }
+
+    /// Takes an event in.
+    pub fn handle(&self, event: &Event, now: u32) {
+        let mut index = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        index.handle(event, now);
+    }
+
+    /// Forgets which names have changed: who asks the server gets what is there at that moment.
+    pub fn forget_changes(&self) {
+        let mut index = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        index.take_dirty();
+    }
+
+    /// Whether the cluster's own DNS has this address.
+    pub fn is_name_server(&self, address: IpAddr) -> bool {
+        let index = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        index.name_server().is_some_and(|service| service.cluster_ips.contains(&address))
+    }
+}
+
+/// A server of names, at addresses that are its already.
+#[derive(Debug)]
+pub struct Server {
+    sockets: Sockets,
+    settings: Serve,
+}
+
+impl Server {
+    /// Takes the addresses that it is to listen at.
+    ///
+    /// # Errors
+    /// [`Error::DnsListen`] if one of them cannot be had.
+    pub fn open(settings: &Serve) -> Result<Self, Error> {
+        Ok(Self { sockets: Sockets::open(&settings.listen)?, settings: settings.clone() })
+    }
+
+    /// Answers from `names`, and for names outside by asking others.
+    ///
+    /// # Errors
+    /// [`DnsError`] if there is no way to ask others.
+    pub fn start(self, names: &Names, metrics: &DnsMetrics) -> Result<(), Error> {
+        let forwarder = Forwarder::new(self.settings.domains(), metrics.clone())
+            .map_err(|error| DnsError::Forward { reason: error.to_string() })?;
+        let responder = Responder::new(names.0.clone(), forwarder, metrics.clone());
+        self.sockets.serve(&Arc::new(responder));
+        Ok(())
+    }
+}

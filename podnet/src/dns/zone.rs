@@ -30,13 +30,6 @@ pub struct Settings {
     pub service: Key,
 }
 
-impl Settings {
-    /// The zone as the kernel's programs have it; `None` if they have no room for it.
-    pub fn kernel_zone(&self) -> Option<podnet_common::dns::name::Zone> {
-        podnet_common::dns::name::Zone::new(&self.domain.to_ascii(), self.ttl)
-    }
-}
-
 impl Default for Settings {
     fn default() -> Self {
         let domain = Name::from_labels(["cluster", "local"].map(str::as_bytes)).unwrap_or_default();
