@@ -109,6 +109,8 @@ fuzz_target!(|bytes: &[u8]| {
         | Verdict::Open
         | Verdict::Renew
         | Verdict::Complain
+        | Verdict::Query
+        | Verdict::Unanswered(_)
         | Verdict::Leave => panic!("nobody has decided"),
         Verdict::Pass(reason) => {
             assert_eq!(frame, sent);

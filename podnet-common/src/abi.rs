@@ -7,6 +7,7 @@ use core::mem::size_of;
 
 use crate::affinity::{Affinity, AffinityKey};
 use crate::conntrack::{Flow, Timeout, Tuple};
+use crate::dns::name::{Freshness, NameEntry, NameKey, Zone};
 use crate::route::Hook;
 use crate::service::{Backend, BackendId, Frontend, FrontendKey};
 use crate::socket::{Peer, PeerKey};
@@ -14,7 +15,7 @@ use crate::verdict::{Layer, Reason};
 
 /// Version of the layout of all maps. It names the directory they are pinned in, so that an agent only
 /// ever adopts maps that it can read. To be raised with any change of a type below.
-pub const LAYOUT: u32 = 4;
+pub const LAYOUT: u32 = 5;
 
 /// `FrontendKey -> Frontend`, a hash.
 pub const FRONTENDS: &str = "FRONTENDS";
@@ -41,6 +42,18 @@ pub const FILTER: &str = "FILTER";
 pub const SOURCES: &str = "SOURCES";
 /// `0 -> ServiceNetworks`, an array of one element.
 pub const NETWORKS: &str = "NETWORKS";
+/// `FrontendKey -> 1`, a hash: where the cluster's DNS is.
+pub const DNS_SERVERS: &str = "DNS_SERVERS";
+/// `Addr -> 1`, a hash: the pods of this node whose queries are answered.
+pub const DNS_CLIENTS: &str = "DNS_CLIENTS";
+/// `NameKey -> NameEntry`, a hash.
+pub const DNS_NAMES: &str = "DNS_NAMES";
+/// `0 -> Freshness`, an array of one element.
+pub const DNS_FRESHNESS: &str = "DNS_FRESHNESS";
+/// How many addresses the cluster's DNS may be at, and how many a node's pods may have.
+pub const DNS_SERVER_ENTRIES: u32 = 1024;
+/// As above.
+pub const DNS_CLIENT_ENTRIES: u32 = 4096;
 /// [`Program::index`]` -> program`, a program array.
 pub const PROGRAMS: &str = "PROGRAMS";
 /// `0 -> `[`early::open`](crate::early::open), a program array.
@@ -69,13 +82,17 @@ pub enum Program {
     Complain(Hook),
     /// [`route::renew`](crate::route::renew).
     Renew(Hook),
+    /// [`dns::answer`](crate::dns::answer), of what pods send.
+    Answer,
+    /// [`route::unanswered`](crate::route::unanswered) likewise.
+    Unanswered,
 }
 
 impl Program {
-    /// How many of each kind there are: one for each hook.
+    /// How many of most kinds there are: one for each hook.
     const HOOKS: u32 = 4;
     /// How many places the program array has for them.
-    pub const COUNT: u32 = 5 * Self::HOOKS;
+    pub const COUNT: u32 = 5 * Self::HOOKS + 2;
 
     /// Its place in the program array.
     #[inline(always)]
@@ -86,6 +103,8 @@ impl Program {
             Self::Open(hook) => hook as u32 + 2 * Self::HOOKS,
             Self::Complain(hook) => hook as u32 + 3 * Self::HOOKS,
             Self::Renew(hook) => hook as u32 + 4 * Self::HOOKS,
+            Self::Answer => 5 * Self::HOOKS,
+            Self::Unanswered => 5 * Self::HOOKS + 1,
         }
     }
 }
@@ -93,6 +112,10 @@ impl Program {
 /// `.rodata` of the packet programs: whether packets of established flows between pods of this node go past
 /// its stack, 0 for no.
 pub const SHORT_CUTS: &str = "SHORT_CUTS";
+/// `.rodata` of the packet programs: whether queries of pods are answered, 0 for no.
+pub const ANSWERS_NAMES: &str = "ANSWERS_NAMES";
+/// `.rodata` of the packet programs: the cluster's domain, a [`Zone`].
+pub const ZONE: &str = "ZONE";
 /// `.rodata` of the packet programs: a lifetime of flows, in units of [`Time`](crate::conntrack::Time).
 pub const fn timeout(which: Timeout) -> &'static str {
     match which {
@@ -121,3 +144,7 @@ const _: () = assert!(size_of::<AffinityKey>() == 24);
 const _: () = assert!(size_of::<Affinity>() == 12);
 const _: () = assert!(size_of::<PeerKey>() == 32);
 const _: () = assert!(size_of::<Peer>() == 32);
+const _: () = assert!(size_of::<NameKey>() == 64);
+const _: () = assert!(size_of::<NameEntry>() == 128);
+const _: () = assert!(size_of::<Freshness>() == 8);
+const _: () = assert!(size_of::<Zone>() == 76);

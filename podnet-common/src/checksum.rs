@@ -40,6 +40,20 @@ impl Sum {
         }
     }
 
+    /// This sum and another one.
+    #[inline(always)]
+    #[must_use]
+    pub const fn and(self, other: Self) -> Self {
+        Self(self.0 + other.0)
+    }
+
+    /// The sum over the same bytes if they began a byte later in the words (RFC 1071, 2(B)).
+    #[inline(always)]
+    #[must_use]
+    pub const fn swapped(self) -> Self {
+        Self(self.fold().swap_bytes() as u64)
+    }
+
     /// The sum in 32 bits, as the kernel's `__wsum`.
     #[inline(always)]
     #[expect(clippy::cast_possible_truncation, reason = "folded before")]
@@ -103,6 +117,13 @@ impl Delta {
             i += 1;
         }
         Self(Sum(sum))
+    }
+
+    /// What sums up to `added` comes in the place of zeroes, or of nothing.
+    #[inline(always)]
+    #[must_use]
+    pub const fn sum(self, added: Sum) -> Self {
+        Self(self.0.and(added))
     }
 
     /// This change and another one.

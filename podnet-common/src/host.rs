@@ -3,13 +3,15 @@
 extern crate std;
 
 use std::collections::hash_map::Entry;
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::vec::Vec;
 
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 use crate::affinity::{Affinity, AffinityKey};
 use crate::conntrack::{Flow, State, Time, Timeout, Timeouts, Tuple};
+use crate::dns::name::{Freshness, NameEntry, NameKey, Zone};
+use crate::dns::{self, Names};
 use crate::early;
 use crate::filter::Place;
 use crate::fragment::{FragmentKey, FragmentPorts};
@@ -55,7 +57,7 @@ impl Frame for Vec<u8> {
 }
 
 /// What the programs at a hook do with a packet, one after the other.
-pub fn route_all<F: Frame, T: Tables>(hook: Hook, frame: &mut F, tables: &mut T) -> Verdict {
+pub fn route_all<F: Frame, T: Tables + Names>(hook: Hook, frame: &mut F, tables: &mut T) -> Verdict {
     let mut verdict = route::route(hook, frame, tables);
     loop {
         verdict = match verdict {
@@ -64,6 +66,8 @@ pub fn route_all<F: Frame, T: Tables>(hook: Hook, frame: &mut F, tables: &mut T)
             Verdict::Open => route::open(hook, frame, tables),
             Verdict::Renew => route::renew(hook, frame, tables),
             Verdict::Complain => route::complain(frame, tables),
+            Verdict::Query => dns::answer(frame, tables),
+            Verdict::Unanswered(_) => route::unanswered(frame, tables),
             verdict => return verdict,
         };
     }
@@ -114,6 +118,21 @@ pub struct WayOut {
     pub source: Addr,
 }
 
+/// The tables that queries are answered from, in plain memory.
+#[derive(Clone, Debug, Default)]
+pub struct HostNames {
+    /// The cluster's domain.
+    pub zone: Option<Zone>,
+    /// Where its DNS is.
+    pub servers: HashSet<Endpoint>,
+    /// Whom answers are given to.
+    pub clients: HashSet<Addr>,
+    /// The table of names.
+    pub entries: HashMap<NameKey, NameEntry>,
+    /// For how long they are all that there are.
+    pub freshness: Freshness,
+}
+
 /// All tables of the kernel in plain memory, and the clock and the dice beside them.
 #[derive(Clone, Debug)]
 pub struct HostTables {
@@ -152,6 +171,8 @@ pub struct HostTables {
     pub limit: Limit,
     /// Whether packets may go past the node's stack.
     pub short_cuts: bool,
+    /// What queries are answered from; those of pods are if there is a zone.
+    pub names: HostNames,
     /// Lifetimes other than the usual ones.
     pub timeouts: Vec<(Timeout, u32)>,
     /// The cookie of the socket that sends the packet at hand.
@@ -185,6 +206,7 @@ impl Default for HostTables {
             next_hop: None,
             limit: Limit::default(),
             short_cuts: false,
+            names: HostNames::default(),
             timeouts: Vec::new(),
             cookie: 0,
             now: Time::default(),
@@ -405,6 +427,10 @@ impl Tables for HostTables {
         self.short_cuts
     }
 
+    fn answers_names(&self) -> bool {
+        self.names.zone.is_some()
+    }
+
     fn note_backend(&mut self, tuple: &Tuple, interface: u32) {
         if let Some(flow) = self.flows.get_mut(tuple) {
             flow.backend_interface = interface;
@@ -421,6 +447,28 @@ impl Tables for HostTables {
             flow.seen = now;
             true
         })
+    }
+}
+
+impl Names for HostTables {
+    fn zone(&self) -> Zone {
+        self.names.zone.unwrap_or(Zone::NONE)
+    }
+
+    fn is_name_server(&self, endpoint: Endpoint) -> bool {
+        self.names.servers.contains(&endpoint)
+    }
+
+    fn is_name_client(&self, addr: Addr) -> bool {
+        self.names.clients.contains(&addr)
+    }
+
+    fn name(&self, key: &NameKey) -> Option<NameEntry> {
+        self.names.entries.get(key).copied()
+    }
+
+    fn freshness(&self) -> Freshness {
+        self.names.freshness
     }
 }
 

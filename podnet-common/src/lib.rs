@@ -5,7 +5,7 @@
 //! runs in the kernel (over an skb and BPF maps) and in `cargo test` (over a `Vec<u8>` and hash maps).
 //!
 //! The way of a packet: [`packet::parse`] reads its headers, [`route::route`] decides or leaves that to
-//! [`route::open`], [`route::rest`] or [`route::sctp`] (at a network card [`early::early`] comes first),
+//! [`route::open`], [`route::rest`], [`route::sctp`] or [`dns::answer`] (at a network card [`early::early`] comes first),
 //! [`nat::rewrite`] or [`reject::reply`] changes its bytes, and a [`Verdict`](verdict::Verdict) says where it goes.
 #![no_std]
 #![forbid(unsafe_code)]
@@ -18,6 +18,7 @@ pub mod affinity;
 pub mod checksum;
 pub mod conntrack;
 pub mod crc32c;
+pub mod dns;
 pub mod early;
 pub mod filter;
 pub mod fragment;

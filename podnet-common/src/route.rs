@@ -4,6 +4,7 @@
 //! reaches a pod. A flow is opened where its client's packets are first met, and followed until it ends.
 
 use crate::conntrack::{Direction, Flow, REFRESH, REFRESH_BY_OTHER, State, Time, Tuple, Way};
+use crate::dns;
 use crate::filter::Place;
 use crate::fragment::{self, Fragment, FragmentKey, FragmentPorts};
 use crate::frame::Frame;
@@ -90,8 +91,24 @@ impl Hook {
 pub fn route<F: Frame, T: Tables>(hook: Hook, frame: &mut F, tables: &mut T) -> Verdict {
     match packet::parse(frame) {
         Ok(packet) if packet.tuple.protocol() == Protocol::SCTP => Verdict::Sctp,
+        Ok(packet) if hook == Hook::FromPod && is_query(&packet) && tables.answers_names() => Verdict::Query,
         Ok(packet) => decide::<false, _, _>(hook, frame, tables, &packet, true),
         Err(Reason::Fragment | Reason::OtherProtocol) => Verdict::Rest,
+        Err(reason) => Verdict::Pass(reason),
+    }
+}
+
+/// Whether a packet looks like one that [`dns::answer`](crate::dns::answer) answers.
+#[inline(always)]
+fn is_query(packet: &Packet) -> bool {
+    packet.tuple.destination().port == dns::PORT && packet.tuple.protocol() == Protocol::UDP
+}
+
+/// Decides about a query of a pod's that was not answered: as about any other packet.
+#[inline(always)]
+pub fn unanswered<F: Frame, T: Tables>(frame: &mut F, tables: &mut T) -> Verdict {
+    match packet::parse(frame) {
+        Ok(packet) => decide::<false, _, _>(Hook::FromPod, frame, tables, &packet, true),
         Err(reason) => Verdict::Pass(reason),
     }
 }

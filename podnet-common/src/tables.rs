@@ -141,6 +141,8 @@ pub trait Tables: Services + Timeouts {
     fn may_refuse(&mut self) -> bool;
     /// Whether packets of established flows between pods of this node may go past its stack.
     fn short_cuts(&self) -> bool;
+    /// Whether queries of pods are answered here ([`dns`](crate::dns)).
+    fn answers_names(&self) -> bool;
     /// Notes in the entry for `tuple`, if there is one, behind which interface of this node the backend is.
     fn note_backend(&mut self, tuple: &Tuple, interface: u32);
     /// Removes the entry for `tuple`, if there is one.

@@ -13,6 +13,10 @@ pub enum Verdict {
     Renew,
     /// Not decided yet: [`route::complain`](crate::route::complain) does.
     Complain,
+    /// Not decided yet: [`dns::answer`](crate::dns::answer) does.
+    Query,
+    /// Not answered, for this reason, and not decided yet: [`route::unanswered`](crate::route::unanswered) does.
+    Unanswered(Reason),
     /// Not decided here: as it is into the node's stack, where [`route::route`](crate::route::route) does.
     Leave,
     /// On its way, untouched.
@@ -35,10 +39,15 @@ impl Verdict {
     /// Why.
     pub const fn reason(self) -> Reason {
         match self {
-            Self::Rest | Self::Sctp | Self::Open | Self::Renew | Self::Complain | Self::Leave => {
-                Reason::NotService
-            }
+            Self::Rest
+            | Self::Sctp
+            | Self::Open
+            | Self::Renew
+            | Self::Complain
+            | Self::Query
+            | Self::Leave => Reason::NotService,
             Self::Pass(reason)
+            | Self::Unanswered(reason)
             | Self::Translated(reason)
             | Self::Return(reason)
             | Self::Forward(_, reason)
@@ -57,14 +66,16 @@ pub enum Layer {
     Stack,
     /// At a network card, by XDP.
     Xdp,
+    /// Where queries of pods are answered: those that are not are counted in the stack once more.
+    Dns,
 }
 
 impl Layer {
-    /// Both.
-    pub const ALL: [Self; 2] = [Self::Stack, Self::Xdp];
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Stack, Self::Xdp, Self::Dns];
 
     /// How many they are.
-    #[expect(clippy::cast_possible_truncation, reason = "two")]
+    #[expect(clippy::cast_possible_truncation, reason = "three")]
     pub const COUNT: u32 = Self::ALL.len() as u32;
 
     /// The name in metrics.
@@ -72,6 +83,7 @@ impl Layer {
         match self {
             Self::Stack => "stack",
             Self::Xdp => "xdp",
+            Self::Dns => "dns",
         }
     }
 
@@ -185,6 +197,24 @@ reasons! {
     /// larger than the way to the backend or back to the client takes: its sender is told what that takes, an ICMP
     /// error or a later fragment is dropped
     TooBig = "too_big",
+    /// a query for a Service's addresses: answered
+    DnsAnswered = "dns_answered",
+    /// a query for a name of the cluster's domain that nothing has: denied
+    DnsNoName = "dns_no_name",
+    /// a query for what a Service has none of: denied
+    DnsNoData = "dns_no_data",
+    /// to the port of DNS, but not of the cluster's: passed
+    DnsOtherServer = "dns_other_server",
+    /// a query of somebody who is to have no answers from here: passed
+    DnsClient = "dns_client",
+    /// a query of an unusual form: passed
+    DnsUnusual = "dns_unusual",
+    /// a query for what is not known here of any name: passed
+    DnsType = "dns_type",
+    /// a query for a name outside the cluster's domain: passed
+    DnsOtherZone = "dns_other_zone",
+    /// a query for a name of which not all is known here: passed
+    DnsUnknown = "dns_unknown",
 }
 
 #[cfg(test)]

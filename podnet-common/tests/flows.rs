@@ -5,6 +5,8 @@ mod support;
 
 use podnet_common::affinity::{Affinity, AffinityKey};
 use podnet_common::conntrack::{Flow, REFRESH, REFRESH_BY_OTHER, State, Time, Timeout, Timeouts, Tuple};
+use podnet_common::dns::Names;
+use podnet_common::dns::name::{Freshness, NameEntry, NameKey, Zone};
 use podnet_common::fragment::{FragmentKey, FragmentPorts};
 use podnet_common::host::HostTables;
 
@@ -658,6 +660,24 @@ impl Timeouts for Raced {
     }
 }
 
+impl Names for Raced {
+    fn zone(&self) -> Zone {
+        self.tables.zone()
+    }
+    fn is_name_server(&self, endpoint: Endpoint) -> bool {
+        self.tables.is_name_server(endpoint)
+    }
+    fn is_name_client(&self, addr: Addr) -> bool {
+        self.tables.is_name_client(addr)
+    }
+    fn name(&self, key: &NameKey) -> Option<NameEntry> {
+        self.tables.name(key)
+    }
+    fn freshness(&self) -> Freshness {
+        self.tables.freshness()
+    }
+}
+
 impl Tables for Raced {
     fn in_service_network(&self, addr: Addr) -> bool {
         self.tables.in_service_network(addr)
@@ -695,6 +715,9 @@ impl Tables for Raced {
     }
     fn short_cuts(&self) -> bool {
         self.tables.short_cuts()
+    }
+    fn answers_names(&self) -> bool {
+        self.tables.answers_names()
     }
     fn note_backend(&mut self, tuple: &Tuple, interface: u32) {
         self.tables.note_backend(tuple, interface);

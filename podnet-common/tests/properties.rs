@@ -44,7 +44,7 @@ proptest! {
                     prop_assert_eq!(&frame, &sent);
                     prop_assert!(may_drop(reason, &sent), "{:?}", reason);
                 }
-                Verdict::Rest | Verdict::Sctp | Verdict::Open | Verdict::Renew | Verdict::Complain | Verdict::Leave => prop_assert!(false, "nobody has decided"),
+                Verdict::Rest | Verdict::Sctp | Verdict::Open | Verdict::Renew | Verdict::Complain | Verdict::Query | Verdict::Unanswered(_) | Verdict::Leave => prop_assert!(false, "nobody has decided"),
                 Verdict::Translated(_) | Verdict::Return(_) | Verdict::Forward(..) | Verdict::ShortCut(..) | Verdict::Inject(..) => {
                     if read(&sent).is_ok() {
                         prop_assert!(read(&frame).is_ok(), "{verdict:?}: {:?}", read(&frame));
@@ -371,6 +371,8 @@ impl Model {
             | Verdict::Open
             | Verdict::Renew
             | Verdict::Complain
+            | Verdict::Query
+            | Verdict::Unanswered(_)
             | Verdict::Leave => {
                 return Err(TestCaseError::fail(format!("{verdict:?}")));
             }

@@ -11,6 +11,7 @@ mod door;
 mod fib;
 mod frame;
 mod maps;
+mod names;
 mod report;
 mod socket;
 mod tables;
@@ -21,6 +22,7 @@ use aya_ebpf::helpers::generated::{bpf_redirect, bpf_redirect_neigh, bpf_redirec
 use aya_ebpf::macros::{cgroup_sock_addr, classifier, xdp};
 use aya_ebpf::programs::{SockAddrContext, TcContext, XdpContext};
 use podnet_common::abi::Program;
+use podnet_common::dns;
 use podnet_common::early;
 use podnet_common::route::{self, Hook};
 use podnet_common::verdict::{Layer, Verdict};
@@ -177,6 +179,28 @@ pub fn to_net_renew(ctx: TcContext) -> i32 {
     renew(&ctx, Hook::ToNet)
 }
 
+/// Runs after `from_pod` for queries: answers them, or leaves them to `from_pod_unanswered`.
+#[classifier]
+#[inline(always)]
+pub fn from_pod_answer(ctx: TcContext) -> i32 {
+    let Some(mut frame) = Skb::new(&ctx) else { return TC_ACT_UNSPEC };
+    let verdict = dns::answer(&mut frame, &mut KernelTables(&ctx));
+    report::count(Layer::Dns, verdict.reason());
+    match verdict {
+        Verdict::Unanswered(_) => leave_to(&ctx, Program::Unanswered),
+        verdict => carry_out(&ctx, verdict),
+    }
+}
+
+/// Runs after `from_pod_answer` for queries that were not answered.
+#[classifier]
+#[inline(always)]
+pub fn from_pod_unanswered(ctx: TcContext) -> i32 {
+    let Some(mut frame) = Skb::new(&ctx) else { return TC_ACT_UNSPEC };
+    let verdict = route::unanswered(&mut frame, &mut KernelTables(&ctx));
+    go_on(&ctx, Hook::FromPod, verdict)
+}
+
 /// Runs only for the agent and `podnet check`, which are told by it whether masquerading is possible here: 1, or 0.
 #[classifier]
 #[inline(always)]
@@ -236,17 +260,29 @@ fn go_on(ctx: &TcContext, hook: Hook, verdict: Verdict) -> i32 {
         Verdict::Open => Program::Open(hook),
         Verdict::Renew => Program::Renew(hook),
         Verdict::Complain => Program::Complain(hook),
+        Verdict::Query => Program::Answer,
         verdict => return finish(ctx, verdict),
     };
+    leave_to(ctx, program)
+}
+
+#[inline(always)]
+fn leave_to(ctx: &TcContext, program: Program) -> i32 {
     // SAFETY: nothing here is to be dropped. A call that comes back has found no program; the packet goes on.
     unsafe { PROGRAMS.tail_call(ctx, program.index()) };
     TC_ACT_UNSPEC
 }
 
-/// Carries out a verdict. "Unspecified" lets programs after this one, those of the CNI's, have their say.
+/// Carries out a verdict of the stack's.
 #[inline(always)]
 fn finish(ctx: &TcContext, verdict: Verdict) -> i32 {
     report::count(Layer::Stack, verdict.reason());
+    carry_out(ctx, verdict)
+}
+
+/// "Unspecified" lets programs after this one, those of the CNI's, have their say.
+#[inline(always)]
+fn carry_out(ctx: &TcContext, verdict: Verdict) -> i32 {
     match verdict {
         Verdict::Pass(_)
         | Verdict::Translated(_)
@@ -255,6 +291,8 @@ fn finish(ctx: &TcContext, verdict: Verdict) -> i32 {
         | Verdict::Open
         | Verdict::Renew
         | Verdict::Complain
+        | Verdict::Query
+        | Verdict::Unanswered(_)
         | Verdict::Leave => TC_ACT_UNSPEC,
         Verdict::Drop(_) => TC_ACT_SHOT,
         // SAFETY: `skb` is the context of this program, and `ifindex` one of its fields; the helper only

@@ -6,15 +6,20 @@ use aya_ebpf::Global;
 use aya_ebpf::bindings::BPF_F_NO_PREALLOC;
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, ProgramArray};
-use podnet_common::abi::{COUNTER_ENTRIES, FRAGMENT_ENTRIES, Program, ServiceName, XDP_INTERFACE_ENTRIES};
+use podnet_common::abi::{
+    COUNTER_ENTRIES, DNS_CLIENT_ENTRIES, DNS_SERVER_ENTRIES, FRAGMENT_ENTRIES, Program, ServiceName,
+    XDP_INTERFACE_ENTRIES,
+};
 use podnet_common::affinity::{Affinity, AffinityKey};
 use podnet_common::conntrack::{Flow, Timeout, Tuple};
+use podnet_common::dns::name::{Freshness, NameEntry, NameKey, Zone};
 use podnet_common::filter::FILTER_WORDS;
 use podnet_common::fragment::{FragmentKey, FragmentPorts};
 use podnet_common::limit::Limit;
 use podnet_common::network::{ServiceNetworks, Source};
 use podnet_common::service::{Backend, BackendId, Frontend, FrontendKey, ServiceId};
 use podnet_common::socket::{Peer, PeerKey};
+use podnet_common::wire::Addr;
 
 /// Without preallocation: a cluster uses a fraction of the size, and removed entries are not handed to
 /// another key while a packet may still read them.
@@ -49,6 +54,19 @@ pub(crate) static SOURCES: LpmTrie<Source, u32> = LpmTrie::pinned(1, 0);
 #[map]
 pub(crate) static NETWORKS: Array<ServiceNetworks> = Array::pinned(1, 0);
 
+#[map]
+pub(crate) static DNS_SERVERS: HashMap<FrontendKey, u32> =
+    HashMap::pinned(DNS_SERVER_ENTRIES, BPF_F_NO_PREALLOC);
+
+#[map]
+pub(crate) static DNS_CLIENTS: HashMap<Addr, u32> = HashMap::pinned(DNS_CLIENT_ENTRIES, BPF_F_NO_PREALLOC);
+
+#[map]
+pub(crate) static DNS_NAMES: HashMap<NameKey, NameEntry> = HashMap::pinned(1, BPF_F_NO_PREALLOC);
+
+#[map]
+pub(crate) static DNS_FRESHNESS: Array<Freshness> = Array::pinned(1, 0);
+
 /// The programs that those at the hooks leave packets to.
 #[map]
 pub(crate) static PROGRAMS: ProgramArray = ProgramArray::pinned(Program::COUNT, 0);
@@ -68,6 +86,16 @@ pub(crate) static COUNTERS: PerCpuArray<u64> = PerCpuArray::pinned(COUNTER_ENTRI
 #[unsafe(no_mangle)]
 #[expect(unsafe_code, reason = "the loader finds the variable by its name")]
 pub(crate) static SHORT_CUTS: Global<u64> = Global::new(0);
+
+/// Whether queries of pods are answered; 0: no.
+#[unsafe(no_mangle)]
+#[expect(unsafe_code, reason = "the loader finds the variable by its name")]
+pub(crate) static ANSWERS_NAMES: Global<u64> = Global::new(0);
+
+/// The cluster's domain.
+#[unsafe(no_mangle)]
+#[expect(unsafe_code, reason = "the loader finds the variable by its name")]
+pub(crate) static ZONE: Global<Zone> = Global::new(Zone::NONE);
 
 /// How long an open TCP connection is kept without a packet.
 #[unsafe(no_mangle)]

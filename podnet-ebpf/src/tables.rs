@@ -16,8 +16,9 @@ use podnet_common::wire::{Addr, Endpoint, Protocol};
 use crate::door::Door;
 use crate::fib;
 use crate::maps::{
-    AFFINITY, BACKENDS, FILTER, FLOWS, FRAGMENTS, FRONTENDS, LIMIT, NETWORKS, PEERS, SHORT_CUTS, SLOTS,
-    SOURCES, TCP_CLOSE_WAIT_TIMEOUT, TCP_ESTABLISHED_TIMEOUT, UDP_STREAM_TIMEOUT, UDP_TIMEOUT,
+    AFFINITY, ANSWERS_NAMES, BACKENDS, FILTER, FLOWS, FRAGMENTS, FRONTENDS, LIMIT, NETWORKS, PEERS,
+    SHORT_CUTS, SLOTS, SOURCES, TCP_CLOSE_WAIT_TIMEOUT, TCP_ESTABLISHED_TIMEOUT, UDP_STREAM_TIMEOUT,
+    UDP_TIMEOUT,
 };
 
 const EEXIST: i32 = 17;
@@ -192,6 +193,11 @@ impl<C: Door> Tables for KernelTables<'_, C> {
     #[inline(always)]
     fn short_cuts(&self) -> bool {
         SHORT_CUTS.load() != 0
+    }
+
+    #[inline(always)]
+    fn answers_names(&self) -> bool {
+        ANSWERS_NAMES.load() != 0
     }
 
     #[inline(always)]

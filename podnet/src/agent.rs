@@ -25,7 +25,7 @@ use crate::cluster::object::Key;
 use crate::cluster::watch::{self, Scope};
 use crate::cluster::{Event, Feed, feed};
 use crate::config::{NodePorts, OomScoreAdj};
-use crate::dns::{self, Names};
+use crate::dns::{self, Assist, Names};
 use crate::error::Error;
 use crate::events::Events;
 use crate::health::{Health, Moment};
@@ -114,6 +114,8 @@ pub async fn run(settings: Settings) -> Result<(), Error> {
 
     let mut retry = interval(RETRY);
     retry.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut refresh = interval(kernel::FRESH / 4);
+    refresh.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         tokio::select! {
             _ = terminated.recv() => break,
@@ -129,6 +131,7 @@ pub async fn run(settings: Settings) -> Result<(), Error> {
                 }
                 if agent.is_ready() {
                     agent.sync_unless_astray(&batch);
+                    agent.sync_names();
                 } else if agent.index.synced() {
                     agent.start(&batch)?;
                     if routes.is_some() {
@@ -146,6 +149,7 @@ pub async fn run(settings: Settings) -> Result<(), Error> {
                 agent.retry();
                 agent.serve_health_checks().await;
             }
+            _ = refresh.tick(), if agent.is_ready() => agent.sync_names(),
             news = interfaces.next(), if agent.is_ready() => agent.links(news),
             uplinks = next_of(&mut routes), if agent.is_ready() => agent.lead_out(uplinks),
             all = addresses.next() => {
@@ -243,6 +247,7 @@ struct Agent {
     /// Whom the server of names asks for others.
     upstreams: Vec<SocketAddr>,
     planner: Planner,
+    assist: Option<Assist>,
     dataplane: Dataplane,
     facing: Facing,
     cards: Cards,
@@ -290,9 +295,12 @@ impl Agent {
             settings.node_interfaces.clone(),
             dataplane.attached_interfaces()?,
         );
+        let names = settings.names.as_ref().map(|names| Names::new(names, serial(Timestamp::now())));
+        let assisted = names.clone().filter(|_| settings.kernel.zone.is_some());
         Ok(Self {
             index: Index::new(settings.proxy.clone()),
-            names: settings.names.as_ref().map(|names| Names::new(names, serial(Timestamp::now()))),
+            assist: assisted.map(|names| Assist::new(names, &settings.proxy.node, capacity.names)),
+            names,
             upstreams: settings.serve_names.as_ref().map(|it| it.upstreams.clone()).unwrap_or_default(),
             planner,
             dataplane,
@@ -357,8 +365,39 @@ impl Agent {
         }
         if let Some(names) = &self.names {
             names.handle(&event, serial(now.time));
+            match &mut self.assist {
+                Some(assist) => assist.handle(&event),
+                None => names.forget_changes(),
+            }
         }
         self.index.handle(event);
+    }
+
+    /// Brings the kernel's tables of names to what is known, and has it know that it still is.
+    fn sync_names(&mut self) {
+        let Some(names) = &mut self.assist else { return };
+        let dataplane = &self.dataplane;
+        let mut sync = || {
+            if names.is_astray() {
+                names.adopt(self.capacity.names, dataplane.names()?);
+            }
+            let changes = names.plan();
+            dataplane.apply_names(&changes)
+        };
+        match sync() {
+            Ok(()) => {
+                names.done();
+                if let Some(waiting) = names.newly_full() {
+                    error!(
+                        waiting,
+                        names = names.names(),
+                        "there is no room for more names: those without, and all that there are not, are left to the \
+                         cluster's DNS; --max-names makes more room"
+                    );
+                }
+            }
+            Err(error) => error!(%error, "names are not up to date in the kernel; podnet tries again"),
+        }
     }
 
     /// Brings the tables, whatever an earlier agent has left in them, to what the source says, and then
@@ -369,6 +408,7 @@ impl Agent {
         self.set_networks();
         let plan = self.reconcile();
         self.carry_out(plan, batch)?;
+        self.sync_names();
         self.progress.done(start.elapsed(), Moment::now());
         self.dataplane.attach_sockets()?;
         Ok(())

@@ -22,6 +22,8 @@ pub struct Capacity {
     pub sockets: u32,
     /// Clients whose backend is remembered (`sessionAffinity`), once per service port.
     pub clients: u32,
+    /// Names of Services and namespaces, where queries for them are answered.
+    pub names: u32,
 }
 
 impl Default for Capacity {
@@ -33,6 +35,7 @@ impl Default for Capacity {
             flows: 1_048_576,
             sockets: 262_144,
             clients: 65_536,
+            names: 65_536,
         }
     }
 }

@@ -298,6 +298,8 @@ const fn return_code(place: Place, verdict: Verdict) -> u32 {
         | Verdict::Open
         | Verdict::Renew
         | Verdict::Complain
+        | Verdict::Query
+        | Verdict::Unanswered(_)
         | Verdict::Leave => TC_ACT_UNSPEC,
         Verdict::Drop(_) => TC_ACT_SHOT,
         Verdict::Return(_) | Verdict::Forward(..) | Verdict::ShortCut(..) | Verdict::Inject(..) => {

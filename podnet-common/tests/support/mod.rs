@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, reason = "what is unexpected fails the test")]
 
 pub(crate) mod arbitrary;
+pub(crate) mod queries;
 mod read;
 pub(crate) mod summed;
 pub(crate) mod verdicts;
@@ -13,6 +14,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use etherparse::{
     IpHeaders, IpNumber, Ipv4Extensions, Ipv4Header, Ipv6Extensions, Ipv6Header, PacketBuilder, TcpHeader,
 };
+use podnet_common::dns::Names;
 use podnet_common::host::route_all;
 use podnet_common::packet::TcpFlags;
 use podnet_common::route::Hook;
@@ -52,22 +54,22 @@ pub(crate) const RST: u8 = TcpFlags::RST;
 pub(crate) const SEQUENCE: u32 = 0xffff_fff0;
 
 /// What a pod has sent.
-pub(crate) fn from_pod<T: Tables>(frame: &mut Vec<u8>, tables: &mut T) -> Verdict {
+pub(crate) fn from_pod<T: Tables + Names>(frame: &mut Vec<u8>, tables: &mut T) -> Verdict {
     route_all(Hook::FromPod, frame, tables)
 }
 
 /// What is about to reach a pod.
-pub(crate) fn to_pod<T: Tables>(frame: &mut Vec<u8>, tables: &mut T) -> Verdict {
+pub(crate) fn to_pod<T: Tables + Names>(frame: &mut Vec<u8>, tables: &mut T) -> Verdict {
     route_all(Hook::ToPod, frame, tables)
 }
 
 /// What another machine has sent.
-pub(crate) fn from_net<T: Tables>(frame: &mut Vec<u8>, tables: &mut T) -> Verdict {
+pub(crate) fn from_net<T: Tables + Names>(frame: &mut Vec<u8>, tables: &mut T) -> Verdict {
     route_all(Hook::FromNet, frame, tables)
 }
 
 /// What is about to leave the node.
-pub(crate) fn to_net<T: Tables>(frame: &mut Vec<u8>, tables: &mut T) -> Verdict {
+pub(crate) fn to_net<T: Tables + Names>(frame: &mut Vec<u8>, tables: &mut T) -> Verdict {
     route_all(Hook::ToNet, frame, tables)
 }
 

@@ -19,7 +19,7 @@ use crate::config::{File, Options};
 use crate::dns;
 use crate::error::Error;
 use crate::interfaces::{Patterns, PodInterfaces};
-use crate::kernel::AttachMode;
+use crate::kernel::{self, AttachMode};
 use crate::plan::maglev;
 
 /// Watch Services and keep the kernel's tables up to date
@@ -140,6 +140,11 @@ struct Sizes {
     #[arg(long, value_name = "N", env = "PODNET_MAX_CLIENTS", value_parser = size(),
           default_value_t = Capacity::default().clients)]
     max_clients: u32,
+
+    /// Names of Services and namespaces, where queries for them are answered
+    #[arg(long, value_name = "N", env = "PODNET_MAX_NAMES", value_parser = size(),
+          default_value_t = Capacity::default().names)]
+    max_names: u32,
 }
 
 /// The kernel's hash tables have 2^30 entries at most.
@@ -195,10 +200,14 @@ impl Agent {
             flows: self.sizes.max_flows,
             sockets: self.sizes.max_sockets,
             clients: self.sizes.max_clients,
+            names: self.sizes.max_names,
         };
         Ok(Settings {
             source,
-            kernel: self.kernel.settings(self.attach, capacity, options.timeouts()),
+            kernel: kernel::Settings {
+                zone: self.dns.kernel_zone()?,
+                ..self.kernel.settings(self.attach, capacity, options.timeouts())
+            },
             pod_interfaces: self.pod_interfaces.map(PodInterfaces::Named).or(told).unwrap_or_default(),
             node_interfaces: self.node_interfaces,
             xdp_interfaces: self.xdp_interfaces,

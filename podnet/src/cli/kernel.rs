@@ -74,6 +74,7 @@ impl Kernel {
             timeouts,
             attach,
             xdp: self.xdp.policy(),
+            zone: None,
             capacity,
         }
     }

@@ -58,7 +58,7 @@ impl Index {
         match kind {
             Kind::Service => self.services.objects.contains_key(key),
             Kind::EndpointSlice => self.slices.objects.contains_key(key),
-            Kind::Node | Kind::Pod | Kind::ServiceCidr | Kind::Namespace => false,
+            Kind::Node | Kind::Pod | Kind::ServiceCidr | Kind::Namespace | Kind::NetworkPolicy => false,
         }
     }
 
@@ -70,7 +70,7 @@ impl Index {
             Event::Listing(Kind::Node) => self.nodes.begin(),
             Event::Listing(Kind::Pod) => self.pods.begin(),
             Event::Listing(Kind::ServiceCidr) => self.cidrs.begin(),
-            Event::Listing(Kind::Namespace) => {}
+            Event::Listing(Kind::Namespace | Kind::NetworkPolicy) => {}
             Event::Apply(object) if !is_routed(&object) => self.delete(object.kind(), object.key().clone()),
             Event::Apply(Object::Service(service)) => {
                 let key = service.key.clone();
@@ -85,8 +85,8 @@ impl Index {
                 let key = cidr.key.clone();
                 self.cidrs.insert(&key, cidr);
             }
-            // It is not routed.
-            Event::Apply(Object::Namespace(_)) => {}
+            // They are not routed.
+            Event::Apply(Object::Namespace(_) | Object::NetworkPolicy(_)) => {}
             Event::Delete(kind, key) => self.delete(kind, key),
             Event::Listed(kind) => {
                 let vanished = match kind {
@@ -95,14 +95,14 @@ impl Index {
                     Kind::Node => self.nodes.finish(),
                     Kind::Pod => self.pods.finish(),
                     Kind::ServiceCidr => self.cidrs.finish(),
-                    Kind::Namespace => HashSet::new(),
+                    Kind::Namespace | Kind::NetworkPolicy => HashSet::new(),
                 };
                 for key in vanished {
                     self.delete(kind, key);
                 }
                 self.node_is_missing |= kind == Kind::Node && self.node().is_none();
             }
-            Event::Refused(Kind::Service | Kind::EndpointSlice | Kind::Namespace) => {}
+            Event::Refused(Kind::Service | Kind::EndpointSlice | Kind::Namespace | Kind::NetworkPolicy) => {}
             Event::Refused(Kind::Node) => self.nodes.settled = true,
             Event::Refused(Kind::Pod) => self.pods.settled = true,
             Event::Refused(Kind::ServiceCidr) => self.cidrs.settled = true,
@@ -166,7 +166,7 @@ impl Index {
                 }
             }
             Kind::ServiceCidr => drop(self.cidrs.objects.remove(&key)),
-            Kind::Namespace => {}
+            Kind::Namespace | Kind::NetworkPolicy => {}
         }
     }
 
@@ -301,7 +301,7 @@ fn is_routed(object: &Object) -> bool {
         Object::EndpointSlice(slice) => !slice.headless,
         Object::Pod(pod) => !pod.ports.is_empty(),
         Object::Node(_) | Object::ServiceCidr(_) => true,
-        Object::Namespace(_) => false,
+        Object::Namespace(_) | Object::NetworkPolicy(_) => false,
     }
 }
 
@@ -387,8 +387,9 @@ mod tests {
     #[test]
     fn synced_means_that_all_kinds_were_listed() {
         let mut index = Index::default();
-        // Namespaces have nothing to do with routes.
-        for kind in Kind::ALL.into_iter().filter(|kind| *kind != Kind::Namespace) {
+        // Others have nothing to do with routes.
+        let routed = |kind: &Kind| !matches!(kind, Kind::Namespace | Kind::NetworkPolicy);
+        for kind in Kind::ALL.into_iter().filter(routed) {
             assert!(!index.synced(), "{kind:?}");
             list(&mut index, kind);
         }

@@ -2,7 +2,7 @@
 
 use k8s_openapi::api::core::v1::{Namespace, Node, Pod, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
-use k8s_openapi::api::networking::v1::ServiceCIDR;
+use k8s_openapi::api::networking::v1::{NetworkPolicy, ServiceCIDR};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use thiserror::Error;
@@ -84,6 +84,7 @@ impl Document<'_> {
             ("v1", "Namespace") => objects.extend(self.object::<Namespace>()?),
             ("discovery.k8s.io/v1", "EndpointSlice") => objects.extend(self.object::<EndpointSlice>()?),
             ("networking.k8s.io/v1", "ServiceCIDR") => objects.extend(self.object::<ServiceCIDR>()?),
+            ("networking.k8s.io/v1", "NetworkPolicy") => objects.extend(self.object::<NetworkPolicy>()?),
             (_, kind) if kind.ends_with("List") => {
                 for item in self.read::<List>()?.items {
                     self.item(item, objects)?;
@@ -108,6 +109,9 @@ impl Document<'_> {
             }
             ("networking.k8s.io/v1", "ServiceCIDR") => {
                 objects.extend(self.item_object::<ServiceCIDR>(item)?);
+            }
+            ("networking.k8s.io/v1", "NetworkPolicy") => {
+                objects.extend(self.item_object::<NetworkPolicy>(item)?);
             }
             (version, kind) => debug!(version, kind, "a kind that podnet does not read"),
         }

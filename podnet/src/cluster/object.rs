@@ -11,6 +11,7 @@ use clap::ValueEnum;
 use ipnet::IpNet;
 use k8s_openapi::api::core::v1 as core;
 use k8s_openapi::api::discovery::v1 as discovery;
+use k8s_openapi::api::networking::v1 as networking;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use k8s_openapi::jiff::Timestamp;
 use podnet_common::wire::{Addr, Family, Protocol};
@@ -104,12 +105,21 @@ pub enum Kind {
     ServiceCidr,
     /// `v1` Namespace.
     Namespace,
+    /// `networking.k8s.io/v1` NetworkPolicy.
+    NetworkPolicy,
 }
 
 impl Kind {
     /// All of them.
-    pub const ALL: [Self; 6] =
-        [Self::Service, Self::EndpointSlice, Self::Node, Self::Pod, Self::ServiceCidr, Self::Namespace];
+    pub const ALL: [Self; 7] = [
+        Self::Service,
+        Self::EndpointSlice,
+        Self::Node,
+        Self::Pod,
+        Self::ServiceCidr,
+        Self::Namespace,
+        Self::NetworkPolicy,
+    ];
 
     /// The name in messages and metrics.
     pub const fn name(self) -> &'static str {
@@ -120,6 +130,7 @@ impl Kind {
             Self::Pod => "Pod",
             Self::ServiceCidr => "ServiceCIDR",
             Self::Namespace => "Namespace",
+            Self::NetworkPolicy => "NetworkPolicy",
         }
     }
 }
@@ -139,6 +150,8 @@ pub enum Object {
     ServiceCidr(ServiceCidr),
     /// A Namespace, of which there is its name to know.
     Namespace(Key),
+    /// A NetworkPolicy that says whom pods may send to, of which there is its key to know.
+    NetworkPolicy(Key),
 }
 
 impl Object {
@@ -151,6 +164,7 @@ impl Object {
             Self::Pod(_) => Kind::Pod,
             Self::ServiceCidr(_) => Kind::ServiceCidr,
             Self::Namespace(_) => Kind::Namespace,
+            Self::NetworkPolicy(_) => Kind::NetworkPolicy,
         }
     }
 
@@ -162,7 +176,7 @@ impl Object {
             Self::Node(node) => &node.key,
             Self::Pod(pod) => &pod.key,
             Self::ServiceCidr(cidr) => &cidr.key,
-            Self::Namespace(key) => key,
+            Self::Namespace(key) | Self::NetworkPolicy(key) => key,
         }
     }
 }
@@ -609,6 +623,26 @@ impl Parse for core::Namespace {
 
     fn parse(self) -> Result<Option<Object>, Invalid> {
         self.key().map(|key| Some(Object::Namespace(key)))
+    }
+}
+
+impl Parse for networking::NetworkPolicy {
+    const KIND: Kind = Kind::NetworkPolicy;
+
+    fn key(&self) -> Result<Key, Invalid> {
+        key(Self::KIND, &self.metadata, MAX_NAME)
+    }
+
+    /// Where the policy does not say for which directions it is, it is for that of pods to others if it has rules for
+    /// that.
+    fn parse(self) -> Result<Option<Object>, Invalid> {
+        let key = self.key()?;
+        let spec = self.spec.unwrap_or_default();
+        let egress = match spec.policy_types {
+            Some(types) => types.iter().any(|kind| kind == "Egress"),
+            None => spec.egress.is_some(),
+        };
+        Ok(egress.then_some(Object::NetworkPolicy(key)))
     }
 }
 

@@ -8,6 +8,9 @@ use podnet_common::wire::Protocol;
 
 use super::object::{Invalid, Key, Kind, MAX_NAME, Object, Parse, created, invalid, names, number, protocol};
 
+/// The annotation by which a Pod has its queries for names left alone: `off`.
+const DNS: &str = "podnet.io/dns";
+
 /// A Pod that is on a node and has addresses.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Pod {
@@ -21,6 +24,8 @@ pub struct Pod {
     pub ips: Vec<IpAddr>,
     /// Its ports on the node; none if it has no network namespace of its own.
     pub ports: Vec<HostPort>,
+    /// Whether its queries for names may be answered in the kernel.
+    pub answers: bool,
 }
 
 /// A port of a pod on its node.
@@ -86,7 +91,9 @@ impl Parse for core::Pod {
         if ips.is_empty() {
             return Ok(None);
         }
-        let pod = Pod { created: created(&self.metadata), node: node.into(), ips, ports, key };
+        let annotations = self.metadata.annotations.as_ref();
+        let answers = annotations.and_then(|all| all.get(DNS)).is_none_or(|value| value != "off");
+        let pod = Pod { created: created(&self.metadata), node: node.into(), ips, ports, key, answers };
         Ok(Some(Object::Pod(pod.into())))
     }
 }

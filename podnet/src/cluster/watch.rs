@@ -11,7 +11,7 @@ use std::time::Duration;
 use futures::StreamExt;
 use k8s_openapi::api::core::v1::{Namespace, Node, Pod, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
-use k8s_openapi::api::networking::v1::ServiceCIDR;
+use k8s_openapi::api::networking::v1::{NetworkPolicy, ServiceCIDR};
 use kube::api::ListParams;
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::core::Status;
@@ -154,7 +154,11 @@ pub async fn run(client: Client, feed: Feed, node: &str, scope: Scope) {
             async {
                 match scope {
                     Scope::Routes => Ok(()),
-                    Scope::RoutesAndNames => follow::<Namespace>(&client, all(), &feed, &contact).await,
+                    Scope::RoutesAndNames => {
+                        let namespaces = follow::<Namespace>(&client, all(), &feed, &contact);
+                        let policies = follow::<NetworkPolicy>(&client, all(), &feed, &contact);
+                        tokio::try_join!(namespaces, policies).map(|_| ())
+                    }
                 }
             },
         )
@@ -262,6 +266,7 @@ const fn without(kind: Kind) -> Option<&'static str> {
         Kind::Pod => Some("ports of Pods on this node (hostPort) are not served"),
         Kind::ServiceCidr => Some("addresses that no Service has are not dropped"),
         Kind::Namespace => Some("the names of Namespaces without Services are denied"),
+        Kind::NetworkPolicy => Some("no queries for names are answered in the kernel"),
     }
 }
 

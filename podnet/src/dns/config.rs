@@ -24,6 +24,9 @@ pub enum Mode {
     /// Nothing.
     #[default]
     Off,
+    /// Queries of pods that are asked of the cluster's DNS are answered in the kernel, as far as the answer is known for
+    /// certain; all others go on to it.
+    Assist,
     /// It is a DNS server of the node, at the addresses of --dns-listen.
     Serve,
 }
@@ -33,6 +36,10 @@ pub enum Mode {
 #[command(next_help_heading = "The cluster's names (DNS)")]
 pub struct Flags {
     /// Whether to answer for the cluster's names
+    ///
+    /// With `assist`, NetworkPolicies have no say in what is answered at pods' interfaces: so pods of namespaces with a
+    /// NetworkPolicy of type Egress are not answered, nor pods with the annotation `podnet.io/dns: "off"`. Names of the
+    /// domain that the cluster's DNS has been given otherwise than by Services are denied.
     #[arg(long, value_enum, env = "PODNET_DNS", default_value_t)]
     dns: Mode,
 
@@ -118,6 +125,15 @@ impl Serve {
 /// Why names cannot be served as the settings say.
 #[derive(Debug, Error, PartialEq, Eq)]
 pub enum DnsError {
+    /// Programs in the kernel have no room for it.
+    #[error(
+        "--dns assist: programs in the kernel have no room for {domain}, of more than 5 labels or 62 characters: use \
+         --dns serve, or leave --dns off"
+    )]
+    Domain {
+        /// The cluster's domain.
+        domain: String,
+    },
     /// Nobody could ask.
     #[error("--dns serve needs an address to answer at: name one of this node's with --dns-listen")]
     Nowhere,
@@ -175,6 +191,21 @@ impl Flags {
             ttl: *dns_ttl,
             service: dns_service.clone(),
         })
+    }
+
+    /// The cluster's domain for the kernel's programs, if they are to answer.
+    ///
+    /// # Errors
+    /// [`DnsError::Domain`] if they have no room for it.
+    pub fn kernel_zone(&self) -> Result<Option<podnet_common::dns::name::Zone>, DnsError> {
+        if self.dns != Mode::Assist {
+            return Ok(None);
+        }
+        let domain = self.cluster_domain.to_ascii();
+        match podnet_common::dns::name::Zone::new(&domain, self.dns_ttl) {
+            Some(zone) => Ok(Some(zone)),
+            None => Err(DnsError::Domain { domain }),
+        }
     }
 
     /// The settings of the server, if there is to be one.
@@ -321,6 +352,20 @@ mod tests {
             let error = serve(flags, resolv_conf).unwrap_err();
             assert!(error.contains(part), "no {part} in {error}");
         }
+    }
+
+    #[test]
+    fn the_kernel_answers_for_domains_that_its_programs_have_room_for() {
+        let zone = |flags: &[&str]| {
+            let words = ["podnet"].iter().chain(flags);
+            Command::try_parse_from(words).unwrap().flags.kernel_zone().map_err(|error| error.to_string())
+        };
+        assert_eq!(zone(&[]), Ok(None));
+        assert_eq!(zone(&["--dns", "serve"]), Ok(None));
+        let expected = podnet_common::dns::name::Zone::new("cluster.local", 5);
+        assert_eq!(zone(&["--dns", "assist"]), Ok(expected));
+        let long = ["--dns", "assist", "--cluster-domain", "a.b.c.d.e.f"];
+        assert!(zone(&long).unwrap_err().contains("a.b.c.d.e.f"));
     }
 
     #[test]

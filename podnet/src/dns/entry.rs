@@ -203,6 +203,7 @@ mod tests {
                 node: "here".into(),
                 ips: vec![IpAddr::from([10, 0, 0, host])],
                 ports: Vec::new(),
+                answers: true,
             };
             Object::Pod(pod.into())
         })

@@ -111,7 +111,11 @@ impl Index {
                 match kind {
                     Kind::Pod => self.pods.settled = true,
                     Kind::Namespace => self.namespaces.settled = true,
-                    Kind::Service | Kind::EndpointSlice | Kind::Node | Kind::ServiceCidr => {}
+                    Kind::Service
+                    | Kind::EndpointSlice
+                    | Kind::Node
+                    | Kind::ServiceCidr
+                    | Kind::NetworkPolicy => {}
                 }
                 false
             }
@@ -128,7 +132,7 @@ impl Index {
             Kind::Pod => self.pods.begin(),
             Kind::Namespace => self.namespaces.begin(),
             Kind::ServiceCidr => self.cidrs.begin(),
-            Kind::Node => {}
+            Kind::Node | Kind::NetworkPolicy => {}
         }
     }
 
@@ -139,7 +143,7 @@ impl Index {
             Kind::Pod => self.pods.finish(),
             Kind::Namespace => self.namespaces.finish(),
             Kind::ServiceCidr => self.cidrs.finish(),
-            Kind::Node => HashSet::new(),
+            Kind::Node | Kind::NetworkPolicy => HashSet::new(),
         }
     }
 
@@ -165,7 +169,7 @@ impl Index {
                 self.namespace_changed(&key.to_string());
             }
             Object::ServiceCidr(cidr) => return self.cidrs.insert(&cidr.key, cidr.clone()).is_some(),
-            Object::Node(_) => return false,
+            Object::Node(_) | Object::NetworkPolicy(_) => return false,
         }
         true
     }
@@ -191,7 +195,7 @@ impl Index {
                 self.namespace_changed(&key.to_string());
             }
             Kind::ServiceCidr => return self.cidrs.objects.remove(key).is_some(),
-            Kind::Node => return false,
+            Kind::Node | Kind::NetworkPolicy => return false,
         }
         true
     }
@@ -315,14 +319,18 @@ impl Index {
         self.services.objects.get(&Key::new(namespace, name)).map(|service| &**service)
     }
 
+    /// The slices of a Service.
+    pub(super) fn slices_of(&self, service: &Key) -> impl Iterator<Item = &EndpointSlice> {
+        let keys = self.slices_of.get(service).into_iter().flatten();
+        keys.filter_map(|key| self.slices.objects.get(key)).map(|slice| &**slice)
+    }
+
     /// The endpoints of a Service that have names: the ready ones, which those are that are to be published
     /// before they are (`publishNotReadyAddresses`).
     pub(super) fn ready_endpoints(&self, service: &Key) -> impl Iterator<Item = (&EndpointSlice, &Endpoint)> {
-        let keys = self.slices_of.get(service).into_iter().flatten();
-        let slices = keys.filter_map(|key| self.slices.objects.get(key));
-        slices.flat_map(|slice| {
+        self.slices_of(service).flat_map(|slice| {
             let endpoints = slice.endpoints.iter().filter(|endpoint| endpoint.ready);
-            endpoints.map(|endpoint| (&**slice, endpoint))
+            endpoints.map(move |endpoint| (slice, endpoint))
         })
     }
 

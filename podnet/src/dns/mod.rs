@@ -18,6 +18,8 @@
 //!
 //! [the specification]: https://github.com/kubernetes/dns/blob/master/docs/specification.md
 
+pub mod assist;
+pub mod clients;
 mod config;
 pub mod entry;
 mod forward;
@@ -26,15 +28,19 @@ pub mod lookup;
 pub mod metrics;
 mod reverse;
 mod server;
+pub mod table;
 pub mod zone;
 
 use std::net::IpAddr;
 use std::sync::{Arc, PoisonError, RwLock};
 
+pub use assist::Assist;
+pub use clients::Clients;
 pub use config::{DnsError, Flags, Mode, Serve};
 pub use entry::{Entry, EntryKind};
 pub use index::Index;
 pub use lookup::{Answer, Status};
+pub use table::Table;
 pub use zone::{Settings, Zone};
 
 use crate::cluster::Event;
@@ -57,7 +63,11 @@ impl Names {
     pub fn handle(&self, event: &Event, now: u32) {
         let mut index = self.0.write().unwrap_or_else(PoisonError::into_inner);
         index.handle(event, now);
-        // Who asks gets what is there at that moment.
+    }
+
+    /// Forgets which names have changed: who asks the server gets what is there at that moment.
+    pub fn forget_changes(&self) {
+        let mut index = self.0.write().unwrap_or_else(PoisonError::into_inner);
         index.take_dirty();
     }
 

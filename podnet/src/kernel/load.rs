@@ -10,11 +10,14 @@ use aya::programs::{CgroupSockAddr, Program, ProgramError, SchedClassifier};
 use aya::{Ebpf, EbpfLoader, include_bytes_aligned};
 use podnet_common::abi;
 use podnet_common::conntrack::Timeout;
+use podnet_common::dns::name::Zone;
 use podnet_common::network::ServiceNetworks;
+use zerocopy::IntoBytes as _;
 
 use super::attach::{self, INTERFACE_PROGRAMS, Noted, Pin, SOCKET_PROGRAMS, Side, not_in_the_object};
 use super::error::Error;
 use super::filter::Filter;
+use super::names::Names;
 use super::next::{NEXT_PROGRAMS, NextPrograms};
 use super::pins::Pins;
 use super::probe::can_masquerade;
@@ -22,6 +25,7 @@ use super::staging::Staging;
 use super::tables::{Tables, shapes};
 use super::{AttachMode, Driven, Settings, SocketLb, XdpPolicy, XdpTarget, conntrack, sys, xdp};
 use crate::changes::{Changes, Snapshot};
+use crate::dns::table;
 
 static OBJECT: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/podnet-ebpf.o"));
 
@@ -35,6 +39,7 @@ pub struct Dataplane {
     ebpf: Ebpf,
     tables: Tables,
     filter: Filter,
+    names: Names,
     next: NextPrograms,
     /// Tables in whose place others are, until the programs that work on them are replaced.
     replaced: Option<Tables>,
@@ -64,6 +69,7 @@ impl Dataplane {
         let mut ebpf = load(settings, staging.directory())?;
         let tables = Tables::open(staging.directory())?;
         staging.copy_to(&tables)?;
+        let names = Names::open(staging.directory())?;
         let mut filter = Filter::open(staging.directory())?;
         if staging.makes(abi::FILTER) {
             filter.fill(&tables)?;
@@ -96,6 +102,7 @@ impl Dataplane {
             ebpf,
             tables,
             filter,
+            names,
             next,
             replaced,
             pins,
@@ -143,6 +150,22 @@ impl Dataplane {
     pub fn apply(&mut self, changes: &Changes) -> Result<(), Error> {
         self.filter.admit(changes)?;
         self.tables.apply(changes)
+    }
+
+    /// Reads what the tables of names hold.
+    ///
+    /// # Errors
+    /// When a map cannot be read.
+    pub fn names(&self) -> Result<table::Snapshot, Error> {
+        self.names.snapshot()
+    }
+
+    /// Carries out changes of names. What they say of names that are not there holds for [`FRESH`](super::FRESH).
+    ///
+    /// # Errors
+    /// When a map cannot be written; what was written before stays.
+    pub fn apply_names(&self, changes: &table::Changes) -> Result<(), Error> {
+        self.names.apply(changes)
     }
 
     /// Takes this node's addresses for what answers may be sent to.
@@ -301,6 +324,8 @@ fn load(settings: &Settings, maps: &Path) -> Result<Ebpf, Error> {
         source,
     })?;
     let short_cuts = u64::from(settings.short_cuts);
+    let answers = u64::from(settings.zone.is_some());
+    let zone = settings.zone.unwrap_or(Zone::NONE);
     let only = match settings.socket_lb {
         SocketLb::Host => node,
         SocketLb::All | SocketLb::Off => 0,
@@ -311,6 +336,8 @@ fn load(settings: &Settings, maps: &Path) -> Result<Ebpf, Error> {
         .btf(None)
         .default_map_pin_directory(maps)
         .override_global(abi::SHORT_CUTS, &short_cuts, true)
+        .override_global(abi::ANSWERS_NAMES, &answers, true)
+        .override_global(abi::ZONE, zone.as_bytes(), true)
         .override_global(abi::NODE_NETNS, &node, true)
         .override_global(abi::SOCKET_NETNS, &only, true);
     let timeouts = Timeout::ALL.map(|which| (abi::timeout(which), settings.timeouts.units(which)));

@@ -21,6 +21,7 @@ mod conntrack;
 mod error;
 mod filter;
 mod load;
+mod names;
 mod next;
 mod pins;
 mod ports;
@@ -34,12 +35,15 @@ mod xdp;
 
 use std::path::PathBuf;
 
+use podnet_common::dns::name::Zone;
+
 use crate::changes::Capacity;
 use crate::config::Timeouts;
 
 pub use attach::Side;
 pub use error::Error;
 pub use load::Dataplane;
+pub use names::FRESH;
 pub use pins::cleanup;
 pub use ports::{release_ports, reserve_ports};
 pub use probe::{Finding, Level, probe};
@@ -62,6 +66,8 @@ pub struct Settings {
     pub attach: AttachMode,
     /// Whether packets are met at network cards too, and how.
     pub xdp: Option<XdpPolicy>,
+    /// The cluster's domain, if queries of pods for its names are answered.
+    pub zone: Option<Zone>,
     /// The maps' sizes.
     pub capacity: Capacity,
 }

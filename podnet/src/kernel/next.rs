@@ -19,7 +19,7 @@ use super::error::Error;
 use super::pins::{Pins, names, remove_file};
 
 /// Where each program stands in the array.
-pub(super) const NEXT_PROGRAMS: [(Program, &str); 17] = [
+pub(super) const NEXT_PROGRAMS: [(Program, &str); 19] = [
     (Program::Rest(Hook::FromPod), "from_pod_rest"),
     (Program::Rest(Hook::ToPod), "to_pod_rest"),
     (Program::Rest(Hook::FromNet), "from_net_rest"),
@@ -37,6 +37,8 @@ pub(super) const NEXT_PROGRAMS: [(Program, &str); 17] = [
     (Program::Renew(Hook::FromPod), "from_pod_renew"),
     (Program::Renew(Hook::FromNet), "from_net_renew"),
     (Program::Renew(Hook::ToNet), "to_net_renew"),
+    (Program::Answer, "from_pod_answer"),
+    (Program::Unanswered, "from_pod_unanswered"),
 ];
 
 /// An agent's own array.

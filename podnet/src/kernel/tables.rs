@@ -12,6 +12,7 @@ use nix::libc;
 use podnet_common::abi::{self, FRAGMENT_ENTRIES, ServiceName};
 use podnet_common::affinity::{Affinity, AffinityKey};
 use podnet_common::conntrack::{Flow, Tuple};
+use podnet_common::dns::name::{Freshness, NameEntry, NameKey};
 use podnet_common::filter::FILTER_WORDS;
 use podnet_common::fragment::{FragmentKey, FragmentPorts};
 use podnet_common::limit::Limit;
@@ -19,7 +20,7 @@ use podnet_common::network::{ServiceNetworks, Source};
 use podnet_common::service::{Backend, BackendId, Frontend, FrontendKey, ServiceId};
 use podnet_common::socket::{Peer, PeerKey};
 use podnet_common::verdict::{Layer, Reason};
-use podnet_common::wire::Family;
+use podnet_common::wire::{Addr, Family};
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 use super::error::Error;
@@ -222,6 +223,7 @@ fn flag_of(name: &str) -> &'static str {
         abi::FLOWS => "--max-flows",
         abi::PEERS => "--max-sockets",
         abi::AFFINITY => "--max-clients",
+        abi::DNS_NAMES => "--max-names",
         _ => "--max-frontends",
     }
 }
@@ -248,7 +250,7 @@ impl Shape {
 }
 
 /// The shapes of all maps but that of programs, which is each agent's own, by the sizes that people set.
-pub(super) fn shapes(capacity: &Capacity) -> [Shape; 14] {
+pub(super) fn shapes(capacity: &Capacity) -> [Shape; 18] {
     [
         Shape::of::<FrontendKey, Frontend>(abi::FRONTENDS, capacity.frontends),
         Shape::of::<u32, BackendId>(abi::SLOTS, capacity.slots),
@@ -264,6 +266,10 @@ pub(super) fn shapes(capacity: &Capacity) -> [Shape; 14] {
         Shape::of::<u32, ServiceNetworks>(abi::NETWORKS, 1),
         Shape::of::<u32, u32>(abi::XDP_INTERFACES, abi::XDP_INTERFACE_ENTRIES),
         Shape::of::<u32, Limit>(abi::LIMIT, 1),
+        Shape::of::<NameKey, NameEntry>(abi::DNS_NAMES, capacity.names),
+        Shape::of::<FrontendKey, u32>(abi::DNS_SERVERS, abi::DNS_SERVER_ENTRIES),
+        Shape::of::<Addr, u32>(abi::DNS_CLIENTS, abi::DNS_CLIENT_ENTRIES),
+        Shape::of::<u32, Freshness>(abi::DNS_FRESHNESS, 1),
         Shape::of::<u32, u64>(abi::COUNTERS, abi::COUNTER_ENTRIES),
     ]
 }
@@ -286,6 +292,7 @@ pub(super) struct Tables {
     names: Table<ServiceId, ServiceName>,
     sources: Table<SourceKey, u32>,
     networks: Table<u32, ServiceNetworks>,
+    name_entries: Table<NameKey, NameEntry>,
     counters: MapData,
 }
 
@@ -303,6 +310,7 @@ impl Tables {
             names: Table::open(maps, abi::NAMES)?,
             sources: Table::open(maps, abi::SOURCES)?,
             networks: Table::open(maps, abi::NETWORKS)?,
+            name_entries: Table::open(maps, abi::DNS_NAMES)?,
             counters: MapData::from_pin(maps.join(abi::COUNTERS))?,
         })
     }
@@ -315,6 +323,7 @@ impl Tables {
             flows: self.flows.capacity() / 2,
             sockets: self.peers.capacity(),
             clients: self.affinity.capacity(),
+            names: self.name_entries.capacity(),
         }
     }
 
@@ -417,6 +426,7 @@ impl Tables {
             (abi::FRAGMENTS, self.fragments.memory()?),
             (abi::NAMES, self.names.memory()?),
             (abi::SOURCES, self.sources.memory()?),
+            (abi::DNS_NAMES, self.name_entries.memory()?),
         ];
         all.sort_by_key(|(_, bytes)| std::cmp::Reverse(*bytes));
         Ok(all)

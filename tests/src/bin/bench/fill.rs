@@ -173,6 +173,7 @@ impl Fill {
             timeouts: Timeouts::default(),
             attach: AttachMode::Auto,
             xdp: None,
+            zone: None,
             capacity: capacity(&services)?,
         };
         let start = Instant::now();
