@@ -528,6 +528,8 @@ fn network_card_and_host_agree() {
         let HostTables { flows, backends, .. } = tables;
         for flow in flows.values_mut() {
             flow.backend.generation = backends[flow.backend.id.0 as usize].generation;
+            // Else most would be for the stack, which is to ask for their next hop.
+            flow.seen = now();
             flow.way = match flow.state.direction() {
                 Direction::Forward if flow.backend.id.0 % 2 == 0 => Way::OUTSIDE,
                 _ => Way::MASQUERADE,

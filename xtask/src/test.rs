@@ -26,7 +26,7 @@ pub(crate) struct Test {
     #[arg(value_enum, default_values_t = Layer::ALL)]
     layers: Vec<Layer>,
     /// Through how many histories of Services podnet's decisions are followed in memory.
-    #[arg(long, value_name = "NUMBER", default_value_t = 10_000)]
+    #[arg(long, value_name = "NUMBER", default_value_t = 6000)]
     histories: u32,
     /// How long each fuzz target runs, instead of by a number of inputs.
     #[arg(long, value_name = "SECONDS")]
