@@ -162,7 +162,8 @@ pub struct Facing {
 /// Which of the interfaces that face other machines are network cards, at which packets may be met.
 #[derive(Debug, Default)]
 pub struct Cards {
-    /// Those with these names; else those that a default route leaves by.
+    /// Those with these names; else those that a default route leaves by, or has: to take a program away may reset a
+    /// card, and a route that comes and goes is no reason for that.
     named: Option<Patterns>,
     uplinks: BTreeSet<u32>,
     /// All that face other machines, and whether they are cards.
@@ -177,7 +178,7 @@ impl Cards {
 
     /// Takes note of an interface, which may face other machines; whether it is a card.
     ///
-    /// A VLAN is none: the card below it meets its packets.
+    /// A VLAN is none: the card below it meets its packets, if that is one.
     pub fn meet(&mut self, side: Side, link: &Link) -> bool {
         if side != Side::Net {
             self.known.remove(&link.index);
@@ -191,11 +192,12 @@ impl Cards {
     /// Takes note of an interface that is gone.
     pub fn forget(&mut self, index: u32) {
         self.known.remove(&index);
+        self.uplinks.remove(&index);
     }
 
-    /// Takes note of which interfaces a default route leaves by; those that are cards from now on, or no more.
+    /// Takes note of which interfaces a default route leaves by; those that are cards from now on.
     pub fn lead_out(&mut self, uplinks: BTreeSet<u32>) -> Vec<Link> {
-        self.uplinks = uplinks;
+        self.uplinks.extend(uplinks);
         let known: Vec<Link> = self.known.values().map(|(link, _)| link.clone()).collect();
         known.into_iter().filter(|link| self.known[&link.index].1 != self.is_card(link)).collect()
     }
@@ -467,11 +469,12 @@ mod tests {
         assert!(!cards.meet(Side::Net, &uplink) && !cards.meet(Side::Pod, &other));
         assert_eq!(cards.lead_out([1, 2].into()), std::slice::from_ref(&uplink), "the other faces pods");
         assert!(cards.meet(Side::Net, &uplink));
-        assert_eq!(cards.lead_out([1].into()), []);
-        assert_eq!(cards.lead_out([].into()), std::slice::from_ref(&uplink));
-        assert!(!cards.meet(Side::Net, &uplink));
+        assert_eq!((cards.lead_out([1].into()), cards.lead_out([].into())), (vec![], vec![]), "it stays one");
+        assert!(cards.meet(Side::Net, &uplink));
         cards.forget(1);
-        assert_eq!(cards.lead_out([1].into()), [], "it is gone");
+        assert_eq!(cards.lead_out([].into()), [], "it is gone");
+        assert!(!cards.meet(Side::Net, &uplink), "another one with its index");
+        assert_eq!(cards.lead_out([1].into()), std::slice::from_ref(&uplink));
         let vlan = Link { vlan: true, ..uplink.clone() };
         assert!(!cards.meet(Side::Net, &vlan) && cards.meet(Side::Net, &uplink));
 
