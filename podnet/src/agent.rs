@@ -358,7 +358,7 @@ impl Agent {
         match &event {
             Event::Apply(object) => self.metrics.event(object.kind()),
             Event::Delete(kind, _) => self.metrics.event(*kind),
-            Event::Listing(_) | Event::Listed(_) | Event::Refused(_) => {}
+            Event::Listing(_) | Event::Listed(_) | Event::Refused(_) | Event::Away(_) => {}
         }
         if let Some(change) = Change::of(&event) {
             self.progress.read(change, !self.index.knows(&event), now);
@@ -434,6 +434,12 @@ impl Agent {
                 %upstream,
                 "names outside are asked of the cluster's own DNS, which must not ask podnet in turn: name other \
                  servers with --dns-upstream"
+            );
+        }
+        if self.assist.is_some() && self.names.as_ref().is_some_and(Names::knows_no_name_server) {
+            warn!(
+                "the Service of the cluster's DNS is not there, so that nothing that is asked of it can be answered in \
+                 the kernel: name it with --dns-service"
             );
         }
         self.metrics.set_ready();

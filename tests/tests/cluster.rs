@@ -11,7 +11,7 @@ use k8s_openapi::api::core::v1::{Node as KubernetesNode, Pod as KubernetesPod, S
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::api::events::v1::Event;
 use k8s_openapi::api::networking::v1::ServiceCIDR;
-use kube::api::{DeleteParams, ListParams};
+use kube::api::{DeleteParams, ListParams, PostParams};
 use kube::{Api, ResourceExt as _};
 use tests::agent::{Agent, Settings, SocketLb, Source, service_port};
 use tests::control_plane::ControlPlane;
@@ -279,4 +279,97 @@ fn cluster_shipped_rights() -> Result<()> {
 fn has(slice: &EndpointSlice, address: &str) -> bool {
     let endpoints = slice.endpoints.iter().flatten();
     endpoints.flat_map(|endpoint| &endpoint.addresses).any(|found| found == address)
+}
+
+/// What `dig` says in a pod: the status of the answer, and its records in short. Resolvers send no cookies, with which a
+/// query is not answered in the kernel.
+fn dig(from: &Pod, server: IpAddr, question: &str) -> Result<(String, Vec<String>)> {
+    let ask = |more: &[&str]| -> Result<String> {
+        let mut dig = from.place().command("dig")?;
+        dig.arg(format!("@{server}"))
+            .args(question.split(' '))
+            .args(["+tries=1", "+time=2", "+nocookie"])
+            .args(more);
+        let output = dig.output()?;
+        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    };
+    let status = ask(&[])?;
+    let status = status.split("status: ").nth(1).and_then(|rest| rest.split(',').next()).unwrap_or("none");
+    let mut records: Vec<String> = ask(&["+short"])?.lines().map(str::to_owned).collect();
+    records.sort();
+    Ok((status.to_owned(), records))
+}
+
+/// Names follow the API server's objects, with the rights of the shipped manifest: in the kernel of the client's node,
+/// and by the server of another one.
+#[test]
+fn cluster_names_follow_its_objects() -> Result<()> {
+    let Some(cluster) = Cluster::start()? else { return Ok(()) };
+    let [a, b] = &cluster.nodes;
+    let (plane, admin, client) = (&cluster.plane, &cluster.admin, &cluster.client);
+    plane.run(admin, async |api| api::run_pod(api, client, "client").await)?;
+    let dns = plane.run(admin, async |api| {
+        let service: Service = serde_json::from_value(serde_json::json!({
+            "metadata": {"name": "dns"},
+            "spec": {"ports": [{"name": "dns", "protocol": "UDP", "port": 53}]},
+        }))?;
+        let created =
+            Api::<Service>::namespaced(api, "default").create(&PostParams::default(), &service).await?;
+        let address = created.spec.and_then(|spec| spec.cluster_ip).context("no address")?;
+        Ok(address.parse::<IpAddr>()?)
+    })?;
+    let settings = cluster.settings(SocketLb::Off)?;
+    let with = |flags: &[&str]| {
+        let mut settings = settings.clone();
+        settings.further = flags.iter().map(|&flag| flag.to_owned()).collect();
+        settings
+    };
+    let in_kernel = Agent::start(a, with(&["--dns", "assist", "--dns-service", "default/dns"]))?;
+    let listen = b.v4().to_string();
+    let server =
+        Agent::start(b, with(&["--dns", "serve", "--dns-listen", &listen, "--dns-upstream", "192.0.2.53"]))?;
+    let addresses = cluster.create_service("web")?;
+    let (pod, _serving) = cluster.run_pod(b, "web-0", "web")?;
+    let servers = [(dns, &in_kernel), (b.v4().into(), &server)];
+
+    let is = |question: &str, status: &str, records: &[String], who: &[(IpAddr, &Agent)]| -> Result<()> {
+        who.iter().try_for_each(|(server, agent)| {
+            until(&format!("{question} of {server}"), PATIENCE, || {
+                let (said, found) = dig(client, *server, question)?;
+                let shown =
+                    || agent.podnet(&["status"]).map(|it| String::from_utf8_lossy(&it.stdout).into_owned());
+                ensure!(said == status && found == records, "{said} {found:?}\n{}{:?}", agent.log(), shown());
+                Ok(())
+            })
+        })
+    };
+    let name = "web.default.svc.cluster.local";
+    for address in &addresses {
+        let kind = if address.is_ipv4() { "A" } else { "AAAA" };
+        is(&format!("{name} {kind}"), "NOERROR", &[address.to_string()], &servers)?;
+    }
+    is(&format!("{name} MX"), "NOERROR", &[], &servers)?;
+    is("kube-system.svc.cluster.local A", "NOERROR", &[], &servers)?;
+    for absent in
+        ["nobody.default.svc.cluster.local", "example.com.nowhere.svc.cluster.local", "x.cluster.local"]
+    {
+        is(&format!("{absent} A"), "NXDOMAIN", &[], &servers)?;
+    }
+    let by_server = &servers[1..];
+    is(&format!("web-0.{name} A"), "NOERROR", &[pod.v4().to_string()], by_server)?;
+    is(&format!("_tcp._tcp.{name} SRV"), "NOERROR", &[format!("0 50 80 {name}.")], by_server)?;
+    let reverse = pod.v4().octets().map(|byte| byte.to_string());
+    let [first, second, third, fourth] = reverse;
+    is(
+        &format!("{fourth}.{third}.{second}.{first}.in-addr.arpa PTR"),
+        "NOERROR",
+        &[format!("web-0.{name}.")],
+        by_server,
+    )?;
+    plane.run(admin, async |api| api::delete_service(api, "web").await)?;
+    is(&format!("{name} A"), "NXDOMAIN", &[], &servers)?;
+    for agent in [&in_kernel, &server] {
+        ensure!(!agent.log().contains("is forbidden"), "{}", agent.log());
+    }
+    Ok(())
 }

@@ -102,7 +102,8 @@ impl Index {
                 }
                 self.node_is_missing |= kind == Kind::Node && self.node().is_none();
             }
-            Event::Refused(Kind::Service | Kind::EndpointSlice | Kind::Namespace | Kind::NetworkPolicy) => {}
+            Event::Refused(Kind::Service | Kind::EndpointSlice | Kind::Namespace | Kind::NetworkPolicy)
+            | Event::Away(_) => {}
             Event::Refused(Kind::Node) => self.nodes.settled = true,
             Event::Refused(Kind::Pod) => self.pods.settled = true,
             Event::Refused(Kind::ServiceCidr) => self.cidrs.settled = true,

@@ -34,6 +34,8 @@ pub enum Event {
     Listed(Kind),
     /// The source does not give objects of a kind, for now at least: podnet may have to do without them.
     Refused(Kind),
+    /// Whether the source is away, so that what it has said last may hold no more.
+    Away(bool),
 }
 
 /// How many events may wait for the agent before a source has to.

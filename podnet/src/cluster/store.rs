@@ -36,6 +36,11 @@ impl<T: PartialEq> Store<T> {
         self.unnamed.take().unwrap_or_default()
     }
 
+    /// Whether all of them have been listed, and are not being listed anew.
+    pub(crate) fn is_current(&self) -> bool {
+        self.listed && self.unnamed.is_none()
+    }
+
     /// Takes an object in; `None` if it is known just so, else what was known before.
     pub(crate) fn insert(&mut self, key: &Key, object: T) -> Option<Option<T>> {
         if let Some(unnamed) = &mut self.unnamed {

@@ -165,7 +165,7 @@ pub async fn run(client: Client, feed: Feed, node: &str, scope: Scope) {
     };
     tokio::select! {
         _ = sources => {}
-        () = contact.watch_for_return(&client) => {}
+        _ = contact.watch_for_return(&client, &feed) => {}
     }
 }
 
@@ -185,7 +185,9 @@ where
             Ok(event) => {
                 // A list that begins has not been answered yet, and one that goes on may still break off.
                 if !matches!(event, watcher::Event::Init | watcher::Event::InitApply(_)) {
-                    contact.works(K::KIND);
+                    if contact.works(K::KIND) {
+                        feed.send(Event::Away(false)).await?;
+                    }
                     pauses.reset();
                 }
                 if let Some(event) = translate(event) {
@@ -196,6 +198,9 @@ where
                 let failure = contact.fails(K::KIND, &error);
                 if matches!(failure, Failure::Denied | Failure::Unknown) {
                     feed.send(Event::Refused(K::KIND)).await?;
+                }
+                if contact.is_lost() {
+                    feed.send(Event::Away(true)).await?;
                 }
                 // Not `StreamBackoff`, which any event resets, the beginning of a list included.
                 let pause = if failure == Failure::Unknown { None } else { pauses.next() };
@@ -288,13 +293,19 @@ impl Contact {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn works(&self, kind: Kind) {
-        self.returned();
+    /// Notes that objects of a kind come; whether the API server was away until then.
+    fn works(&self, kind: Kind) -> bool {
+        let returned = self.returned();
         let mut state = self.state();
         if state.denied.contains(&kind) {
             state.denied.retain(|&denied| denied != kind);
             info!("podnet may list and watch objects of kind {} now", kind.name());
         }
+        returned
+    }
+
+    fn is_lost(&self) -> bool {
+        self.state().lost
     }
 
     fn fails(&self, kind: Kind, error: &watcher::Error) -> Failure {
@@ -356,22 +367,25 @@ impl Contact {
         }
     }
 
-    fn returned(&self) {
-        let mut state = self.state();
-        if state.lost {
-            state.lost = false;
+    fn returned(&self) -> bool {
+        let returned = std::mem::take(&mut self.state().lost);
+        if returned {
             info!("objects can be read from the API server again");
         }
+        returned
     }
 
     /// Notes when a lost API server answers again: a watch without news would not show it.
-    async fn watch_for_return(&self, client: &Client) {
+    async fn watch_for_return(&self, client: &Client, feed: &Feed) -> Result<(), Closed> {
         loop {
             self.lost.notified().await;
-            while self.state().lost {
+            while self.is_lost() {
                 sleep(PROBE).await;
-                if answers::<Service>(client).await && answers::<EndpointSlice>(client).await {
-                    self.returned();
+                if answers::<Service>(client).await
+                    && answers::<EndpointSlice>(client).await
+                    && self.returned()
+                {
+                    feed.send(Event::Away(false)).await?;
                 }
             }
         }

@@ -47,6 +47,7 @@ impl Clients {
             Event::Apply(Object::NetworkPolicy(key)) => self.note(key),
             Event::Delete(Kind::Pod, key) => drop(self.pods.objects.remove(key)),
             Event::Delete(Kind::NetworkPolicy, key) => self.forget(key),
+            Event::Refused(Kind::NetworkPolicy) => self.policies.listed = false,
             Event::Listed(Kind::Pod) => {
                 for key in self.pods.finish() {
                     self.pods.objects.remove(&key);
@@ -160,5 +161,9 @@ mod tests {
         list(&mut clients, Kind::Pod, &pod("a", "shop", "", "10.0.0.1"));
         clients.handle(&Event::Refused(Kind::NetworkPolicy));
         assert!(clients.addresses().is_empty());
+        list(&mut clients, Kind::NetworkPolicy, "");
+        assert_eq!(addresses(&clients), ["10.0.0.1"]);
+        clients.handle(&Event::Refused(Kind::NetworkPolicy));
+        assert!(clients.addresses().is_empty(), "nor any more");
     }
 }

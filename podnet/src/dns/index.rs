@@ -38,7 +38,7 @@ pub struct Index {
     /// The Service that is the zones' name server.
     pub(super) nameserver: Key,
     pub(super) services: Store<Arc<Service>>,
-    slices: Store<Arc<EndpointSlice>>,
+    pub(super) slices: Store<Arc<EndpointSlice>>,
     pods: Store<Arc<Pod>>,
     pub(super) namespaces: Store<Key>,
     cidrs: Store<ServiceCidr>,
@@ -47,6 +47,9 @@ pub struct Index {
     pub(super) services_in: BTreeMap<Box<str>, usize>,
     pub(super) owners: BTreeSet<(IpAddr, Owner)>,
     serial: u32,
+    /// Whether the source is away, and kinds that it does not give.
+    pub(super) away: bool,
+    pub(super) refused: BTreeSet<Kind>,
     dirty: HashSet<Name>,
 }
 
@@ -65,6 +68,8 @@ impl Index {
             services_in: BTreeMap::new(),
             owners: BTreeSet::new(),
             serial: now,
+            away: false,
+            refused: BTreeSet::new(),
             dirty: HashSet::new(),
         }
     }
@@ -101,6 +106,7 @@ impl Index {
             Event::Apply(object) => self.apply(object),
             Event::Delete(kind, key) => self.delete(*kind, key),
             Event::Listed(kind) => {
+                self.refused.remove(kind);
                 let mut changed = false;
                 for key in self.finish(*kind) {
                     changed |= self.delete(*kind, &key);
@@ -117,6 +123,11 @@ impl Index {
                     | Kind::ServiceCidr
                     | Kind::NetworkPolicy => {}
                 }
+                self.refused.insert(*kind);
+                false
+            }
+            Event::Away(away) => {
+                self.away = *away;
                 false
             }
         };

@@ -71,6 +71,11 @@ impl Names {
         index.take_dirty();
     }
 
+    /// Whether it is not known where the cluster's own DNS is.
+    pub fn knows_no_name_server(&self) -> bool {
+        self.0.read().unwrap_or_else(PoisonError::into_inner).servers().is_empty()
+    }
+
     /// Whether the cluster's own DNS has this address.
     pub fn is_name_server(&self, address: IpAddr) -> bool {
         let index = self.0.read().unwrap_or_else(PoisonError::into_inner);

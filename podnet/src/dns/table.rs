@@ -11,6 +11,7 @@ use podnet_common::service::FrontendKey;
 use podnet_common::wire::{Addr, Endpoint, Protocol};
 
 use super::{Entry, EntryKind, Index};
+use crate::cluster::object::Kind;
 
 /// What the kernel's tables of names hold.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -194,17 +195,18 @@ impl Index {
         own.chain(behind).collect()
     }
 
-    /// Whether what is not indexed is not there: unlike for [`synced`](Self::synced), namespaces that may not be read
-    /// are not known.
+    /// Whether what is not indexed is not there: all has been listed, and its source tells of all that is new.
     pub fn knows_all(&self) -> bool {
-        self.synced() && self.namespaces.listed
+        let current = self.services.is_current() && self.slices.is_current() && self.namespaces.is_current();
+        let refused =
+            [Kind::Service, Kind::EndpointSlice, Kind::Namespace].map(|kind| self.refused.contains(&kind));
+        current && !self.away && refused == [false; 3]
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cluster::object::Kind;
     use crate::cluster::{Event, manifests};
     use crate::dns::Settings;
 
@@ -291,6 +293,17 @@ spec: {clusterIP: 10.96.0.20, ports: [{port: 80}]}
         index.handle(&Event::Listed(Kind::Namespace), 7);
         let changes = table.plan(&index, [], BTreeSet::new());
         assert_eq!(changes.complete, Some(7));
+        let mut complete = |event: Event| {
+            index.handle(&event, 7);
+            table.plan(&index, [], BTreeSet::new()).complete
+        };
+        assert_eq!(complete(Event::Away(true)), None, "there may be new ones");
+        assert_eq!(complete(Event::Away(false)), Some(7));
+        for kind in [Kind::Service, Kind::EndpointSlice, Kind::Namespace] {
+            assert_eq!(complete(Event::Refused(kind)), None, "{kind:?} may not be read any more");
+            assert_eq!(complete(Event::Listing(kind)), None, "{kind:?} is being listed anew");
+            complete(Event::Listed(kind));
+        }
         assert_eq!((changes.clients, changes.removed_clients.len()), (vec![], 1));
         assert!(changes.names.is_empty() && changes.servers.is_empty() && changes.removed_servers.is_empty());
     }
