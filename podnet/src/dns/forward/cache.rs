@@ -10,8 +10,9 @@ use moka::sync::Cache as Moka;
 use super::Question;
 use crate::dns::server::message::Reply;
 
-/// How many answers are kept.
-const CAPACITY: u64 = 10_000;
+/// How many bytes of answers are kept, and how many failures.
+const CAPACITY: u64 = 16 << 20;
+const FAILURES: u64 = 10_000;
 /// How long an answer is kept at least and at most, in seconds, whatever it says of itself: as CoreDNS' cache does.
 const MIN_TTL: u32 = 5;
 const MAX_TTL: u32 = 3600;
@@ -50,7 +51,11 @@ struct Entry {
 
 impl Default for Cache {
     fn default() -> Self {
-        Self { entries: Moka::new(CAPACITY), failures: Moka::new(CAPACITY) }
+        let size = |_: &Question, entry: &Arc<Entry>| entry.reply.size();
+        Self {
+            entries: Moka::builder().max_capacity(CAPACITY).weigher(size).build(),
+            failures: Moka::new(FAILURES),
+        }
     }
 }
 

@@ -72,6 +72,15 @@ pub(crate) struct Reply {
 }
 
 impl Reply {
+    /// About how many bytes it takes in memory.
+    pub(crate) fn size(&self) -> u32 {
+        let records = self.answers.iter().chain(&self.authorities).chain(&self.additionals);
+        // Behind a record is what it says: a text, of as many bytes as a message may have.
+        let behind = |record: &Record| record.data.to_bytes().map_or(0, |bytes| bytes.len());
+        let size: usize = records.map(|record| size_of::<Record>() + behind(record)).sum();
+        u32::try_from(size_of::<Self>() + size).unwrap_or(u32::MAX)
+    }
+
     /// One without records.
     pub(crate) fn of(code: ResponseCode) -> Self {
         Self {
