@@ -30,7 +30,7 @@ pub(super) fn permutation(size: u32, endpoints: &[Endpoint]) -> Vec<usize> {
     let mut slots: Vec<Option<usize>> = vec![None; size as usize];
     let mut wishes: Vec<Wishes> = endpoints.iter().map(|endpoint| Wishes::of(*endpoint, size)).collect();
     for turn in (0..endpoints.len()).cycle().take(slots.len()) {
-        if let Some(wish) = wishes[turn].find(|wish| slots[*wish as usize].is_none()) {
+        if let Some(wish) = wishes[turn].by_ref().take(slots.len()).find(|it| slots[*it as usize].is_none()) {
             slots[wish as usize] = Some(turn);
         }
     }
