@@ -1,4 +1,4 @@
-//! Choosing by a hash: every node sends a connection to the same backend, without having seen its first packet.
+//! Choosing by a hash: every node sends a new connection to the same backend, whatever the others have done.
 //!
 //! A Service's slots are a permutation of its backends that all nodes work out alike (Maglev; Eisenbud et al., NSDI
 //! 2016, 3.4), of which few change when a backend comes or leaves. A packet's addresses and ports say which slot.

@@ -1,4 +1,4 @@
-//! Every node sends a client's connection to the same backend: the annotation `podnet.io/algorithm`.
+//! Every node chooses the same backend for a client's address and port: the annotation `podnet.io/algorithm`.
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};

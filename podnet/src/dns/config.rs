@@ -39,7 +39,8 @@ pub struct Flags {
     ///
     /// With `assist`, NetworkPolicies have no say in what is answered at pods' interfaces: so pods of namespaces with a
     /// NetworkPolicy of type Egress are not answered, nor pods with the annotation `podnet.io/dns: "off"`. Names of the
-    /// domain that the cluster's DNS has been given otherwise than by Services are denied.
+    /// domain that the cluster's DNS has been given otherwise than by Services are denied. NetworkPolicies that say who
+    /// may ask the cluster's DNS, and those of a CNI's own kinds, are not known.
     #[arg(long, value_enum, env = "PODNET_DNS", default_value_t)]
     dns: Mode,
 
