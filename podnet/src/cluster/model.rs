@@ -10,7 +10,7 @@ use podnet_common::wire::{Be16, Endpoint, Family, Protocol};
 
 use super::index::Index;
 use super::node::{NodeAddresses, family_of, loopback};
-use super::object::{Algorithm, EndpointSlice, Key, Policy, Port, Service};
+use super::object::{Algorithm, EndpointSlice, Key, Policy, Port, Service, Weights};
 use super::pod::{HostPort, Pod};
 use super::topology::{Candidate, Place, Wanted, categorize, merge};
 use crate::changes::SourceRange;
@@ -58,6 +58,8 @@ pub struct Member {
     pub endpoint: Endpoint,
     /// What it may be used for.
     pub flags: BackendFlags,
+    /// How many connections it gets, in relation to the others; 0: none that are new, unless all have that.
+    pub weight: u8,
 }
 
 /// The ports of what has `key`: of a Service, or of a pod on this node. None if there is no such thing.
@@ -141,7 +143,7 @@ fn of_port(
         local: internally || externally && !external.is_empty(),
     };
     let here = index.place();
-    let candidates = candidates(slices, family, port, here);
+    let candidates = candidates(slices, family, port, here, &service.weights);
     let categories = categorize(&candidates, here, wanted);
 
     let mut inside = FrontendFlags::NONE;
@@ -181,7 +183,7 @@ fn of_port(
         family,
         created: service.created,
         frontends,
-        members: members.map(|(it, flags)| Member { endpoint: it.at, flags }).collect(),
+        members: members.map(|(it, flags)| Member { endpoint: it.at, flags, weight: it.weight }).collect(),
         affinity: service.affinity,
         maglev: match service.algorithm.unwrap_or(index.settings().algorithm) {
             Algorithm::Random => None,
@@ -240,6 +242,7 @@ fn candidates<'a>(
     family: Family,
     port: &Port,
     here: Place<'_>,
+    weights: &Weights,
 ) -> Vec<Candidate<'a>> {
     let mut candidates = Vec::new();
     for slice in slices.iter().filter(|slice| slice.family == family) {
@@ -253,6 +256,7 @@ fn candidates<'a>(
                 serving: endpoint.serving,
                 terminating: endpoint.terminating,
                 hints: &endpoint.hints,
+                weight: weights.of(endpoint.pod.as_deref(), endpoint.node.as_deref()),
             }));
         }
     }
@@ -273,6 +277,7 @@ fn of_pod(index: &Index, pod: &Pod) -> Vec<ServicePort> {
             let member = Member {
                 endpoint: Endpoint { addr: ip.into(), port: Be16::new(port.container) },
                 flags: flags.into_iter().fold(BackendFlags::PRESENT, BackendFlags::with),
+                weight: 1,
             };
             let frontend = |ip: IpAddr| Frontend {
                 key: FrontendKey::new(

@@ -31,6 +31,8 @@ const HEADLESS: &str = "service.kubernetes.io/headless";
 const SERVICE_NAME: &str = "kubernetes.io/service-name";
 /// The annotation by which a Service chooses an [`Algorithm`].
 const ALGORITHM: &str = "podnet.io/algorithm";
+/// The annotation by which a Service says what its endpoints weigh, by their Pods' names or their nodes'.
+const WEIGHTS: &str = "podnet.io/weights";
 /// The annotation by which a slice tells when the change began that it is the outcome of.
 const TRIGGER_TIME: &str = "endpoints.kubernetes.io/last-change-trigger-time";
 
@@ -208,6 +210,8 @@ pub struct Service {
     pub affinity: u32,
     /// How clients outside get an endpoint, if the Service says.
     pub algorithm: Option<Algorithm>,
+    /// What its endpoints weigh.
+    pub weights: Weights,
     /// Where load balancers ask whether this node has endpoints.
     pub health_check_port: Option<u16>,
     /// Its ports.
@@ -230,6 +234,7 @@ impl Service {
             external_policy: Policy::Cluster,
             affinity: 0,
             algorithm: None,
+            weights: Weights::default(),
             health_check_port: None,
             ports,
         }
@@ -238,6 +243,18 @@ impl Service {
     /// Whether its name is for its endpoints' addresses instead of one of its own.
     pub fn is_headless(&self) -> bool {
         self.cluster_ips.is_empty() && self.external_name.is_none()
+    }
+}
+
+/// What endpoints weigh: how many connections they get, in relation to others.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Weights(Box<[(Box<str>, u8)]>);
+
+impl Weights {
+    /// What an endpoint weighs by the name of its Pod, else by that of its node; 1 if neither is said to weigh anything.
+    pub fn of(&self, pod: Option<&str>, node: Option<&str>) -> u8 {
+        let named = |name: &str| self.0.iter().find(|(known, _)| **known == *name).map(|(_, weight)| *weight);
+        pod.and_then(named).or_else(|| node.and_then(named)).unwrap_or(1)
     }
 }
 
@@ -472,6 +489,7 @@ impl Parse for core::Service {
             external_policy,
             affinity: affinity.map_or(0, |seconds| seconds.unwrap_or(AFFINITY).min(MAX_AFFINITY)),
             algorithm: algorithm(&key, &self.metadata),
+            weights: weights(&key, &self.metadata),
             health_check_port: spec.health_check_node_port.and_then(number).filter(|_| checked),
             ports,
             key,
@@ -503,6 +521,27 @@ fn algorithm(key: &Key, metadata: &ObjectMeta) -> Option<Algorithm> {
             warn!(service = %key, annotation = ALGORITHM, "{text:?} is neither random nor maglev, and ignored")
         })
         .ok()
+}
+
+/// What the Service says that its endpoints weigh; what says nothing of that is reported and ignored.
+fn weights(key: &Key, metadata: &ObjectMeta) -> Weights {
+    const MOST: u8 = 100;
+    let text = annotation(metadata, WEIGHTS).unwrap_or_default();
+    let one = |part: &str| {
+        let named = part.trim().split_once('=').and_then(|(name, weight)| {
+            let weight = weight.trim().parse().ok().filter(|weight| *weight <= MOST)?;
+            Some((name.trim().into(), weight)).filter(|(name, _): &(Box<str>, u8)| !name.is_empty())
+        });
+        if named.is_none() {
+            warn!(
+                service = %key,
+                annotation = WEIGHTS,
+                "{part:?} is not NAME=WEIGHT, with the name of a Pod or a node and a weight up to {MOST}, and ignored"
+            );
+        }
+        named
+    };
+    Weights(text.split(',').filter(|part| !part.trim().is_empty()).filter_map(one).collect())
 }
 
 /// The addresses of a list; what is none is reported and left out, as kube-proxy does.
@@ -884,6 +923,23 @@ mod tests {
     #[test]
     fn a_service_without_an_address_so_far_is_none() {
         assert_eq!(service(json!({"metadata": {"name": "a"}, "spec": {"ports": [{"port": 80}]}})), Ok(None));
+    }
+
+    #[test]
+    fn endpoints_weigh_what_their_service_says() {
+        let with = |text: &str| {
+            let metadata = json!({"name": "a", "annotations": {WEIGHTS: text}});
+            match service(json!({"metadata": metadata, "spec": {"clusterIP": "10.96.0.1"}})) {
+                Ok(Some(Object::Service(service))) => service.weights.clone(),
+                other => panic!("{other:?}"),
+            }
+        };
+        let weights = with("web-0 = 3, big=5,out=0");
+        let of = |pod, node| weights.of(pod, node);
+        assert_eq!((of(Some("web-0"), Some("big")), of(Some("web-1"), Some("big"))), (3, 5));
+        assert_eq!((of(Some("out"), None), of(None, None), of(Some("web-1"), Some("small"))), (0, 1, 1));
+        assert_eq!(with("a=101,b,c=-1,=,d=x,e=100").0.len(), 1, "only the last one says something");
+        assert_eq!(with(""), Weights::default());
     }
 
     #[test]

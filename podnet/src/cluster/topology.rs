@@ -21,6 +21,8 @@ pub struct Candidate<'a> {
     pub terminating: bool,
     /// For whom it is.
     pub hints: &'a Hints,
+    /// How many connections it gets, in relation to the others.
+    pub weight: u8,
 }
 
 impl Candidate<'_> {
@@ -175,7 +177,7 @@ mod tests {
             let addr = IpAddr::from(Ipv4Addr::new(10, 0, 0, self.number)).into();
             let &Self { local, ready, serving, terminating, ref hints, .. } = self;
             let at = wire::Endpoint { addr, port: Be16::new(80) };
-            Candidate { at, local, ready, serving, terminating, hints }
+            Candidate { at, local, ready, serving, terminating, hints, weight: 1 }
         }
     }
 

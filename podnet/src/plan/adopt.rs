@@ -7,7 +7,7 @@ use podnet_common::service::{
 };
 
 use super::frontends::Frontends;
-use super::ledger::{Ledger, Member, Port, Slotted, contents, count, distinct, slots_of};
+use super::ledger::{Ledger, Member, Port, Slotted, count, distinct, slots_of};
 use super::name::PortName;
 use super::places::Places;
 use super::slots::Slots;
@@ -150,7 +150,7 @@ impl<'a> Remains<'a> {
         }
     }
 
-    /// A range of `frontends` with whom its slots hold: nobody, if they should be a permutation and are none.
+    /// A range of `frontends` with whom its slots hold.
     fn slotted(&self, range: SlotRange, frontends: &[(FrontendKey, Frontend)]) -> Slotted {
         let from = |slot: u32| self.slots.partition_point(|(index, _)| *index < slot);
         let held = &self.slots[from(range.base)..from(range.indices().end)];
@@ -159,17 +159,16 @@ impl<'a> Remains<'a> {
             .iter()
             .any(|(_, frontend)| frontend.algorithm == Algorithm::MAGLEV && frontend.outside == range);
         if !permuted {
-            return Slotted { range, ids: held().collect(), permuted };
+            let mut ids: Vec<(BackendId, u8)> = Vec::new();
+            for id in held() {
+                match ids.last_mut() {
+                    Some((last, weight)) if *last == id => *weight = weight.saturating_add(1),
+                    _ => ids.push((id, 1)),
+                }
+            }
+            return Slotted { range, ids, permuted, permutation: Vec::new() };
         }
-        let distinct: HashSet<BackendId> = held().collect();
-        let member = |id| self.backends.get(&id).map(|backend| Member::of(id, backend));
-        let mut members: Vec<Member> = distinct.into_iter().filter_map(member).collect();
-        members.sort_unstable_by_key(|member| member.endpoint);
-        let ids = match held().eq(contents(range, &members, permuted)) {
-            true => members.iter().map(|member| member.id).collect(),
-            false => Vec::new(),
-        };
-        Slotted { range, ids, permuted }
+        Slotted { range, permutation: held().collect(), ids: Vec::new(), permuted }
     }
 
     /// The service port with `id`; `None` if its frontends contradict each other.
@@ -183,7 +182,9 @@ impl<'a> Remains<'a> {
         {
             return None;
         }
-        let slotted: HashSet<BackendId> = slots.iter().flat_map(|slotted| &slotted.ids).copied().collect();
+        let named =
+            slots.iter().flat_map(|slotted| slotted.ids.iter().map(|(id, _)| id).chain(&slotted.permutation));
+        let slotted: HashSet<BackendId> = named.copied().collect();
         let mut ids = self.present.get(&id).cloned().unwrap_or_default();
         // Of two backends at one endpoint the one that is in use stays.
         ids.sort_unstable_by_key(|id| (self.backends[id].endpoint(), !slotted.contains(id), *id));

@@ -8,6 +8,7 @@
 //! each endpoint, or as many as the permutation needs by which clients outside choose (`maglev`).
 
 use std::collections::{BTreeSet, HashMap, HashSet};
+use std::iter::repeat_n;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Instant;
@@ -138,22 +139,51 @@ pub(super) struct Port {
     pub(super) sources: Vec<SourceRange>,
 }
 
-/// A range of slots, and whom they hold: each one once in this order, or all of them in a permutation.
+/// A range of slots, and whom they hold: each one as often as it weighs in this order, or all of them in a permutation.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Slotted {
     pub(super) range: SlotRange,
-    pub(super) ids: Vec<BackendId>,
+    pub(super) ids: Vec<(BackendId, u8)>,
     pub(super) permuted: bool,
+    /// The slots of a permutation that was taken over: it does not tell of whom it is made.
+    pub(super) permutation: Vec<BackendId>,
 }
 
-/// What the slots of a range hold that has `members`, sorted by endpoint: a permutation of them, or each one once.
-pub(super) fn contents(range: SlotRange, members: &[Member], permuted: bool) -> Vec<BackendId> {
-    if !permuted {
-        return members.iter().map(|member| member.id).collect();
+/// An endpoint of a set and what it weighs there.
+type Share = (Endpoint, u8);
+
+/// The shares of members: what they weigh, in lowest terms. Those that weigh nothing have none, unless nobody does.
+fn shares<'a>(members: impl Iterator<Item = &'a model::Member> + Clone) -> Vec<Share> {
+    let common = members.clone().fold(0, |common, member| gcd(common, member.weight));
+    let share = |member: &model::Member| match common {
+        0 => Some((member.endpoint, 1)),
+        common => (member.weight > 0).then_some((member.endpoint, member.weight / common)),
+    };
+    members.filter_map(share).collect()
+}
+
+/// The greatest common divisor; 0 of nothing but zeroes.
+const fn gcd(mut a: u8, mut b: u8) -> u8 {
+    while b > 0 {
+        (a, b) = (b, a % b);
     }
-    let endpoints: Vec<Endpoint> = members.iter().map(|member| member.endpoint).collect();
-    let slots = maglev::permutation(range.count, &endpoints);
-    slots.into_iter().map(|index| members[index].id).collect()
+    a
+}
+
+/// What all of `shares` weigh.
+fn sum(shares: &[Share]) -> u32 {
+    shares.iter().map(|(_, weight)| u32::from(*weight)).sum()
+}
+
+/// What the slots of a range hold that has `shares`, sorted by endpoint, of the backends in `ids`: a permutation of them,
+/// or each one as often as it weighs.
+fn contents(range: SlotRange, shares: &[Share], ids: &[BackendId], permuted: bool) -> Vec<BackendId> {
+    if !permuted {
+        let times = |((_, weight), id): (&Share, &BackendId)| repeat_n(*id, (*weight).into());
+        return shares.iter().zip(ids).flat_map(times).collect();
+    }
+    let slots = maglev::permutation(range.count, shares);
+    slots.into_iter().map(|index| ids[index]).collect()
 }
 
 /// An endpoint of a service port that is installed.
@@ -185,12 +215,18 @@ impl Port {
         self.members.binary_search_by_key(endpoint, |member| member.endpoint).ok().map(|i| &self.members[i])
     }
 
-    /// The range of `count` slots that holds exactly these endpoints in this order, or in a permutation.
-    fn holding(&self, endpoints: &[Endpoint], count: u32, permuted: bool) -> Option<SlotRange> {
-        let known = endpoints.iter().map(|endpoint| self.member(endpoint).map(|member| member.id));
-        let ids: Vec<BackendId> = known.collect::<Option<_>>()?;
+    /// The range of `count` slots that holds exactly these shares in this order, or in a permutation.
+    fn holding(&self, shares: &[Share], count: u32, permuted: bool) -> Option<SlotRange> {
+        let known = shares.iter().map(|(endpoint, weight)| Some((self.member(endpoint)?.id, *weight)));
+        let ids: Vec<(BackendId, u8)> = known.collect::<Option<_>>()?;
         let held = self.slots.iter().find(|slotted| {
-            slotted.permuted == permuted && slotted.range.count == count && slotted.ids == ids
+            let like = slotted.permuted == permuted && slotted.range.count == count;
+            like && if slotted.permutation.is_empty() {
+                slotted.ids == ids
+            } else {
+                let ids: Vec<BackendId> = ids.iter().map(|(id, _)| *id).collect();
+                slotted.permutation == contents(slotted.range, shares, &ids, permuted)
+            }
         });
         held.map(|slotted| slotted.range)
     }
@@ -225,7 +261,8 @@ struct Step<'a> {
     port: &'a ServicePort,
     frontends: Vec<model::Frontend>,
     rooms: [Room; 2],
-    /// Which of the sets are permuted.
+    /// Who has a share of each set, and which of the sets are permuted.
+    shares: [Vec<Share>; 2],
     permuted: [bool; 2],
 }
 
@@ -237,9 +274,7 @@ impl<'a> Step<'a> {
         };
         let [cluster, local] = [false, true].map(|local| {
             let used = frontends.iter().flat_map(uses_local).any(|it| it == local);
-            let members =
-                port.members.iter().filter(|member| used && member.flags.has(SETS[usize::from(local)]));
-            members.map(|member| member.endpoint).collect::<Vec<_>>()
+            shares(port.members.iter().filter(|member| used && member.flags.has(SETS[usize::from(local)])))
         });
         let wanted = [false, true].map(|local| {
             let outside = |it: &model::Frontend| it.flags.has(FrontendFlags::OUTSIDE_LOCAL) == local;
@@ -247,11 +282,11 @@ impl<'a> Step<'a> {
                 frontends.iter().any(|it| algorithm(port, it.kind) == Algorithm::MAGLEV && outside(it));
             port.maglev.filter(|_| hashed)
         });
-        let room = |set: &[Endpoint], wanted: Option<u32>| {
+        let room = |set: &[Share], wanted: Option<u32>| {
             if set.is_empty() {
                 return Room::Held(SlotRange::default());
             }
-            let count = wanted.map_or(count(set.len()), |wanted| maglev::size(wanted, set.len()));
+            let count = wanted.map_or(sum(set), |wanted| maglev::size(wanted, sum(set)));
             let held = current.and_then(|current| current.holding(set, count, wanted.is_some()));
             held.map_or(Room::New(count), Room::Held)
         };
@@ -262,7 +297,8 @@ impl<'a> Step<'a> {
         } else {
             ([room(&cluster, of_cluster), room(&local, of_local)], wanted)
         };
-        Self { port, frontends, rooms, permuted: wanted.map(|wanted| wanted.is_some()) }
+        let permuted = wanted.map(|wanted| wanted.is_some());
+        Self { port, frontends, rooms, shares: [cluster, local], permuted }
     }
 
     /// How many new slots its sets need.
@@ -573,7 +609,7 @@ impl Ledger {
         let desired = step.port;
         let members = desired.members.iter().filter_map(|member| self.member(&port, member)).collect();
         let before = std::mem::replace(&mut port.members, members);
-        self.move_slots(&mut port, ranges, step.permuted);
+        self.move_slots(&mut port, ranges, &step);
         self.update_sources(&mut port, &desired.sources);
 
         let keys = step.frontends.iter().map(|frontend| frontend.key).collect();
@@ -604,7 +640,7 @@ impl Ledger {
     /// An endpoint that a port is to have, with its place. One that takes no connections and never did has
     /// none to go on with, and needs no place.
     fn member(&mut self, port: &Port, desired: &model::Member) -> Option<Member> {
-        let &model::Member { endpoint, flags } = desired;
+        let &model::Member { endpoint, flags, .. } = desired;
         let (id, generation) = match port.member(&endpoint) {
             Some(member) if member.flags == flags => return Some(*member),
             Some(member) => (member.id, self.places.generation(member.id)),
@@ -616,18 +652,21 @@ impl Ledger {
     }
 
     /// Has the sets of a port in `ranges`, and frees those that it had before.
-    fn move_slots(&mut self, port: &mut Port, ranges: [SlotRange; 2], permuted: [bool; 2]) {
+    fn move_slots(&mut self, port: &mut Port, ranges: [SlotRange; 2], step: &Step<'_>) {
         let before = port.ranges();
         let mut written = Vec::new();
         port.slots = [0, 1].map(|set| {
-            let (range, permuted) = (ranges[set], permuted[set]);
-            let members = port.members.iter().filter(|it| range.count > 0 && it.flags.has(SETS[set]));
-            let members: Vec<Member> = members.copied().collect();
+            let (range, permuted, shares) = (ranges[set], step.permuted[set], &step.shares[set]);
+            // All of them have just got their place.
+            let ids = shares.iter().filter_map(|(endpoint, _)| port.member(endpoint)).map(|member| member.id);
+            let ids: Vec<BackendId> = ids.collect();
             if range.count > 0 && !before.contains(&range) && !written.contains(&range) {
-                self.changes.slots.extend(range.indices().zip(contents(range, &members, permuted)));
+                self.changes.slots.extend(range.indices().zip(contents(range, shares, &ids, permuted)));
                 written.push(range);
             }
-            Slotted { range, ids: members.iter().map(|member| member.id).collect(), permuted }
+            let weights = shares.iter().map(|(_, weight)| *weight);
+            let ids = ids.into_iter().zip(weights).collect();
+            Slotted { range, ids, permuted, permutation: Vec::new() }
         });
         let now = port.ranges();
         before.into_iter().filter(|range| !now.contains(range)).for_each(|range| self.slots.retire(range));

@@ -4,6 +4,8 @@
 //! has an order of its own in which it would like the slots, and they take turns until none is left. Shares differ by
 //! one slot, and when a backend comes or leaves, few slots change hands between the others.
 
+use std::iter::repeat_n;
+
 use podnet_common::conntrack::Tuple;
 use podnet_common::maglev::hash;
 use podnet_common::wire::{Be16, Endpoint, Protocol};
@@ -15,21 +17,23 @@ pub const SIZES: [u32; 10] = [251, 509, 1021, 2039, 4093, 8191, 16_381, 32_749, 
 pub const USUAL: u32 = 4093;
 
 /// How many slots each backend has at the least, so that shares differ by no more than a tenth.
-const LEAST: usize = 10;
+const LEAST: u32 = 10;
 
-/// How many slots a set of so many backends gets where `wanted`, a prime, are asked for.
-pub(super) fn size(wanted: u32, backends: usize) -> u32 {
+/// How many slots a set of so many backends, or of what they weigh, gets where `wanted`, a prime, are asked for.
+pub(super) fn size(wanted: u32, backends: u32) -> u32 {
     let least = backends.saturating_mul(LEAST);
     let mut sizes = [wanted].into_iter().chain(SIZES);
-    let enough = sizes.find(|&size| size >= wanted && size as usize >= least);
+    let enough = sizes.find(|&size| size >= wanted && size >= least);
     enough.unwrap_or(SIZES[SIZES.len() - 1])
 }
 
-/// Which of `endpoints`, by its index, has each of `size` slots. Their order matters: it is to be the same everywhere.
-pub(super) fn permutation(size: u32, endpoints: &[Endpoint]) -> Vec<usize> {
+/// Which of `endpoints`, by its index, has each of `size` slots, of which it takes as many a turn as it weighs. Their
+/// order matters: it is to be the same everywhere.
+pub(super) fn permutation(size: u32, endpoints: &[(Endpoint, u8)]) -> Vec<usize> {
     let mut slots: Vec<Option<usize>> = vec![None; size as usize];
-    let mut wishes: Vec<Wishes> = endpoints.iter().map(|endpoint| Wishes::of(*endpoint, size)).collect();
-    for turn in (0..endpoints.len()).cycle().take(slots.len()) {
+    let mut wishes: Vec<Wishes> = endpoints.iter().map(|(endpoint, _)| Wishes::of(*endpoint, size)).collect();
+    let turns = endpoints.iter().enumerate().flat_map(|(turn, (_, weight))| repeat_n(turn, (*weight).into()));
+    for turn in turns.cycle().take(slots.len()) {
         if let Some(wish) = wishes[turn].by_ref().take(slots.len()).find(|it| slots[*it as usize].is_none()) {
             slots[wish as usize] = Some(turn);
         }
@@ -71,9 +75,9 @@ mod tests {
 
     use super::*;
 
-    fn endpoints(count: u32) -> Vec<Endpoint> {
+    fn endpoints(count: u32) -> Vec<(Endpoint, u8)> {
         let addr = |n: u32| Addr::from(std::net::IpAddr::from((0x0af4_0000 + n).to_be_bytes()));
-        (0..count).map(|n| Endpoint { addr: addr(n), port: Be16::new(8080) }).collect()
+        (0..count).map(|n| (Endpoint { addr: addr(n), port: Be16::new(8080) }, 1)).collect()
     }
 
     #[test]
@@ -90,6 +94,19 @@ mod tests {
             slots.iter().for_each(|&index| shares[index] += 1);
             assert_eq!(slots.len(), 4093);
             assert!(shares.iter().max().unwrap() - shares.iter().min().unwrap() <= 1, "{shares:?}");
+        }
+    }
+
+    #[test]
+    fn shares_are_by_weight() {
+        let weights = [1_u8, 5, 2, 0, 20];
+        let weighted: Vec<_> =
+            endpoints(5).iter().zip(weights).map(|((at, _), weight)| (*at, weight)).collect();
+        let mut shares = [0_u32; 5];
+        permutation(4093, &weighted).into_iter().for_each(|index| shares[index] += 1);
+        for (share, weight) in shares.into_iter().zip(weights) {
+            let expected = 4093 * u32::from(weight) / 28;
+            assert!(share.abs_diff(expected) <= weight.into(), "{shares:?}");
         }
     }
 

@@ -160,18 +160,9 @@ impl Tables {
                 (backend.endpoint(), (id, backend.generation))
             };
             let endpoints: Endpoints = range.indices().map(one).collect();
-            if endpoints.len() != range.count as usize {
-                let slots: Vec<_> = range.indices().map(one).map(|(endpoint, _)| endpoint).collect();
-                let sorted: Vec<_> = endpoints.keys().copied().collect();
-                let expected = maglev::permutation(maglev::size(MAGLEV, sorted.len()), &sorted);
-                assert!(slots.into_iter().eq(expected.into_iter().map(|index| sorted[index])));
-            }
             endpoints
         };
         let outside = endpoints(frontend.outside);
-        if frontend.algorithm == Algorithm::MAGLEV && !outside.is_empty() {
-            assert_eq!(frontend.outside.count, maglev::size(MAGLEV, outside.len()));
-        }
         Some(Target {
             name: PortName::decode(&self.names[&frontend.service]).unwrap().to_string(),
             kind: frontend.kind,
@@ -320,6 +311,8 @@ impl World {
                 let set = |local| -> BTreeMap<_, _> {
                     let set = SETS[usize::from(local)];
                     let members = port.members.iter().filter(|member| member.flags.has(set));
+                    let none = members.clone().all(|member| member.weight == 0);
+                    let members = members.filter(|member| none || member.weight > 0);
                     members.map(|member| (member.endpoint, member.flags)).collect()
                 };
                 let meaning = |frontend: &model::Frontend| Meaning {
@@ -351,6 +344,45 @@ impl World {
     fn actual(&self) -> BTreeMap<FrontendKey, Meaning> {
         let targets = self.tables.resolve_all().into_iter();
         targets.map(|(key, target)| (key, self.tables.meaning(&key, target))).collect()
+    }
+
+    /// Checks that the slots of each set hold each endpoint as often as it weighs, or a permutation of them: that where
+    /// a hash says which.
+    fn check_slots(&self) {
+        for (key, frontend) in &self.tables.frontends {
+            let name = PortName::decode(&self.tables.names[&frontend.service]).unwrap();
+            let of_service = &self.desired[&name.service];
+            let is_owner = |port: &&ServicePort| {
+                port.port == name.port && port.frontends.iter().any(|it| it.key == *key)
+            };
+            let port = of_service.iter().find(is_owner).unwrap();
+            let local = [FrontendFlags::INSIDE_LOCAL, FrontendFlags::OUTSIDE_LOCAL];
+            for (side, (range, local)) in frontend.ranges().into_iter().zip(local).enumerate() {
+                let set = SETS[usize::from(frontend.flags.has(local))];
+                let members = port.members.iter().filter(|member| member.flags.has(set));
+                let none = members.clone().all(|member| member.weight == 0);
+                let weight = |member: &Member| if none { 1 } else { member.weight };
+                let all: Vec<_> = members.map(|it| (it.endpoint, weight(it))).filter(|it| it.1 > 0).collect();
+                let divisor =
+                    (1..=100).rev().find(|by| all.iter().all(|(_, weight)| weight % by == 0)).unwrap_or(1);
+                let shares: Vec<_> =
+                    all.into_iter().map(|(endpoint, weight)| (endpoint, weight / divisor)).collect();
+                let sum: u32 = shares.iter().map(|(_, weight)| u32::from(*weight)).sum();
+                let plain: Vec<_> = shares
+                    .iter()
+                    .flat_map(|(at, weight)| std::iter::repeat_n(*at, (*weight).into()))
+                    .collect();
+                let slots = maglev::permutation(maglev::size(MAGLEV, sum), &shares);
+                let permuted: Vec<_> = slots.into_iter().map(|index| shares[index].0).collect();
+                let slot = |slot| self.tables.backends[&self.tables.slots[&slot]].endpoint();
+                let held: Vec<_> = range.indices().map(slot).collect();
+                let hashed = side == 1 && frontend.algorithm == Algorithm::MAGLEV;
+                assert!(
+                    held == permuted || held == plain && (!hashed || plain.is_empty()),
+                    "{key:?}: {held:?}"
+                );
+            }
+        }
     }
 
     /// Deletes all services and waits: nothing may remain.
@@ -430,6 +462,7 @@ fn ports() -> impl Strategy<Value = Vec<ServicePort>> {
                 let member = |(host, bits)| Member {
                     endpoint: endpoint(family, host, 80),
                     flags: backend_flags(bits),
+                    weight: if bits & 8 == 0 { 1 } else { host % 4 },
                 };
                 let source = |host| IpNet::from(endpoint(family, host, 80).addr.to_ip());
                 ServicePort {
@@ -540,6 +573,7 @@ proptest! {
         for step in history {
             run(&mut world, step);
             prop_assert_eq!(world.actual(), world.expected());
+            world.check_slots();
             let adopted = Planner::adopt(&world.capacity, &world.tables.snapshot()).reconcile(
                 world.now,
                 world.desired.keys().cloned(),
@@ -569,6 +603,7 @@ proptest! {
         }
         prop_assert!(!world.planner.is_waiting());
         prop_assert_eq!(world.actual(), world.expected());
+        world.check_slots();
         world.drain();
     }
 }
@@ -576,7 +611,7 @@ proptest! {
 const SERVING: BackendFlags = BackendFlags::PRESENT.with(BackendFlags::SERVING);
 
 fn member(host: u8, flags: BackendFlags) -> Member {
-    Member { endpoint: endpoint(Family::V4, host, 80), flags }
+    Member { endpoint: endpoint(Family::V4, host, 80), flags, weight: 1 }
 }
 
 fn service(frontend: u8, endpoints: &[u8], created: Option<i64>) -> Vec<ServicePort> {
