@@ -166,8 +166,8 @@ pub struct Cards {
     /// card, and a route that comes and goes is no reason for that.
     named: Option<Patterns>,
     uplinks: BTreeSet<u32>,
-    /// All that face other machines, and whether they are cards.
-    known: BTreeMap<u32, (Link, bool)>,
+    /// All that face other machines.
+    known: BTreeMap<u32, Link>,
 }
 
 impl Cards {
@@ -184,9 +184,8 @@ impl Cards {
             self.known.remove(&link.index);
             return false;
         }
-        let card = self.is_card(link);
-        self.known.insert(link.index, (link.clone(), card));
-        card
+        self.known.insert(link.index, link.clone());
+        self.is_card(link)
     }
 
     /// Takes note of an interface that is gone.
@@ -197,9 +196,10 @@ impl Cards {
 
     /// Takes note of which interfaces a default route leaves by; those that are cards from now on.
     pub fn lead_out(&mut self, uplinks: BTreeSet<u32>) -> Vec<Link> {
+        let mut others: Vec<Link> = self.known.values().filter(|link| !self.is_card(link)).cloned().collect();
         self.uplinks.extend(uplinks);
-        let known: Vec<Link> = self.known.values().map(|(link, _)| link.clone()).collect();
-        known.into_iter().filter(|link| self.known[&link.index].1 != self.is_card(link)).collect()
+        others.retain(|link| self.is_card(link));
+        others
     }
 
     fn is_card(&self, link: &Link) -> bool {
