@@ -173,7 +173,18 @@ fn layer_of(test: &str) -> Layer {
     }
 }
 
-/// Runs the test files of package `tests` that belong to `layer`, one test at a time: they share the kernel.
+/// Cargo, for these test files of package `tests`, one test at a time: they share the kernel.
+fn test_command<'a>(environment: &Environment, files: impl IntoIterator<Item = &'a str>) -> Command {
+    let mut cargo = cargo_with(environment);
+    cargo.args(["test", "-p", "tests"]);
+    for file in files {
+        cargo.args(["--test", file]);
+    }
+    cargo.args(["--no-fail-fast", "--", "--test-threads=1"]);
+    cargo
+}
+
+/// Runs the test files of package `tests` that belong to `layer`.
 fn integration(environment: &Environment, layer: Layer) -> Result<()> {
     let mut names = test_files(&workspace::root().join("tests/tests"))?;
     names.retain(|name| layer_of(name) == layer);
@@ -181,12 +192,7 @@ fn integration(environment: &Environment, layer: Layer) -> Result<()> {
         eprintln!("there are no such tests");
         return Ok(());
     }
-    let mut cargo = cargo_with(environment);
-    cargo.args(["test", "-p", "tests"]);
-    for name in &names {
-        cargo.args(["--test", name]);
-    }
-    cargo.args(["--no-fail-fast", "--", "--test-threads=1"]);
+    let mut cargo = test_command(environment, names.iter().map(String::as_str));
     if layer == Layer::ParityKubeProxy {
         // It says how much has been compared.
         cargo.arg("--nocapture");
@@ -210,12 +216,7 @@ fn at_network_cards(environment: &Environment, timings: &mut Timings) -> Result<
     ];
     for mode in ["generic", "native"] {
         timings.run(&format!("kernel: xdp {mode}"), || {
-            let mut cargo = cargo_with(environment);
-            cargo.env("PODNET_XDP", mode).args(["test", "-p", "tests"]);
-            for file in FILES {
-                cargo.args(["--test", file]);
-            }
-            run(cargo.args(["--no-fail-fast", "--", "--test-threads=1"]).args(TESTS))
+            run(test_command(environment, FILES).env("PODNET_XDP", mode).args(TESTS))
         })?;
     }
     Ok(())
